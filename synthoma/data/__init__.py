@@ -1,0 +1,1 @@
+"""Cases, boxes, dataset folders, patient splits, preparation, augmentation, batches."""

@@ -1,0 +1,202 @@
+"""Batches as a pure function of (seed, step, move, part): workers and resumes change nothing.
+
+A step asks with a `Request`; `Server` answers with a `Batch`. Cases are dealt like cards: a
+permutation of the pool, seeded by (seed, move, round), then the next one, so that every case is
+seen once a round. Nothing is remembered between calls.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from synthoma.data.boxes import scale
+from synthoma.data.classic import Classic, augment
+from synthoma.data.store import Dataset
+from synthoma.errors import DataError
+
+#: Tensors by field name: "image" (n, c, *space) in [-1, 1]; "boxes" (m, 4 | 6) in pixels of the
+#: served image, "box_case" (m,) and "box_class" (m,) int64; "label" (n,) int64.
+Batch = dict[str, Tensor]
+
+Field = Literal["image", "boxes", "label"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The batch that a step wants."""
+
+    size: int
+    """Images in all."""
+    side_px: int
+    """Side of the served images (all axes)."""
+    fields: tuple[Field, ...] = ("image",)
+    augment: Classic | None = None
+    """Classic augmentation of image and boxes."""
+    parts: int = 1
+    """In how many parts the batch comes, for gradient accumulation; divides `size`."""
+    domain: str = "real"
+    """Which pool serves it, where a system plays with two (a refiner's source and target)."""
+
+
+class Pool:
+    """Cases to deal from: some datasets, one after the other.
+
+    Args:
+        datasets: Prepared datasets (`value_range` known) with equal channels. Give one twice to
+            weigh it double.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset]) -> None:
+        for dataset in datasets:
+            if dataset.about.get("value_range") is None:
+                raise DataError(
+                    f"{dataset.folder}: its values have no known range; run `synthoma data prepare`"
+                )
+            if len(dataset) == 0:
+                raise DataError(f"{dataset.folder}: none of its cases were selected")
+        if len({dataset.about["dimensions"] for dataset in datasets}) != 1:
+            raise DataError("2D and 3D cases cannot be in one batch")
+        self.datasets = tuple(datasets)
+        self.ends = np.cumsum([len(dataset) for dataset in datasets])
+        self.labels = sorted({label for dataset in datasets for label in dataset.labels})
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def locate(self, i: int) -> tuple[Dataset, int]:
+        """The dataset of the i-th case, and its place in it."""
+        which = int(np.searchsorted(self.ends, i, side="right"))
+        return self.datasets[which], i - (int(self.ends[which - 1]) if which else 0)
+
+    @property
+    def patients(self) -> set[str]:
+        """Every real patient whose images are dealt, or were seen by a generator of them."""
+        seen: set[str] = set()
+        for dataset in self.datasets:
+            saw = dataset.generators_saw
+            seen.update(*saw.values()) if saw else seen.update(dataset.patients)
+        return seen
+
+
+def resize(
+    values: Float32[np.ndarray, "c y x"], side_px: int
+) -> Float32[np.ndarray, "c side side"]:
+    """A square 2D image at another side: averaged over areas when smaller, bilinear when larger."""
+    if values.shape[1] == side_px:
+        return values
+    way = cv2.INTER_AREA if values.shape[1] > side_px else cv2.INTER_LINEAR
+    planes = [cv2.resize(plane, (side_px, side_px), interpolation=way) for plane in values]
+    return np.stack(planes)
+
+
+def signed_unit(
+    values: np.ndarray, value_range: tuple[float, float]
+) -> Float32[np.ndarray, "c *space"]:
+    """Values mapped linearly so that `value_range` becomes [-1, 1]; what lies outside is cut."""
+    low, high = value_range
+    factor = np.float32(2 / (high - low))
+    scaled = (values.astype(np.float32) - np.float32(low)) * factor - np.float32(1)
+    return np.clip(scaled, -1, 1, out=scaled)
+
+
+class Server:
+    """Answers requests from pools of cases, a pure function of (seed, request, step, move, part).
+
+    Args:
+        pools: By domain name; "real" is the one that most systems ask for.
+        seed: Fixes the order of cases and every augmentation.
+        workers: Threads that prepare one batch's images.
+    """
+
+    def __init__(self, pools: dict[str, Pool], *, seed: int, workers: int = 2) -> None:
+        self.pools, self.seed = pools, seed
+        self.threads = ThreadPoolExecutor(workers) if workers > 1 else None
+        self.ahead: dict[tuple[Request, int, int, int], Future[Batch]] = {}
+        self.prefetcher = ThreadPoolExecutor(1)
+
+    def __call__(self, request: Request, step: int, move: int, part: int = 0) -> Batch:
+        """The batch, or the part of it, for one move of a step (steps count from 1)."""
+        waiting = self.ahead.pop((request, step, move, part), None)
+        return waiting.result() if waiting is not None else self.make(request, step, move, part)
+
+    def prefetch(self, request: Request, step: int, move: int, part: int = 0) -> None:
+        """Begin to make a batch that will be asked for."""
+        key = (request, step, move, part)
+        if len(self.ahead) > 8:  # a caller that never collects must not fill the memory
+            self.ahead.clear()
+        if key not in self.ahead:
+            self.ahead[key] = self.prefetcher.submit(self.make, request, step, move, part)
+
+    def make(self, request: Request, step: int, move: int, part: int) -> Batch:
+        """Make the batch now."""
+        if request.domain not in self.pools:
+            raise DataError(
+                f"a batch of the domain {request.domain!r} was asked for, but there is only "
+                f"{', '.join(self.pools)}; give the other domain with --source"
+            )
+        pool = self.pools[request.domain]
+        size = request.size // request.parts
+        first = (step - 1) * request.size + part * size
+        dealt = [self.deal(len(pool), move, first + k) for k in range(size)]
+
+        def one(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+            chance = np.random.default_rng([self.seed, step, move, part, k])
+            return self.case(pool, dealt[k], request, chance)
+
+        done = list(self.threads.map(one, range(size)) if self.threads else map(one, range(size)))
+        batch: Batch = {"image": torch.from_numpy(np.stack([image for image, *_ in done]))}
+        if "boxes" in request.fields:
+            batch["boxes"] = torch.from_numpy(np.concatenate([boxes for _, boxes, _, _ in done]))
+            batch["box_class"] = torch.from_numpy(np.concatenate([kind for _, _, kind, _ in done]))
+            counts = torch.tensor([len(boxes) for _, boxes, _, _ in done])
+            batch["box_case"] = torch.repeat_interleave(torch.arange(size), counts)
+        if "label" in request.fields:
+            batch["label"] = torch.tensor([label for *_, label in done])
+        return batch
+
+    def deal(self, n: int, move: int, k: int) -> int:
+        """The k-th card of an endless row of permutations of n."""
+        return int(permutation(self.seed, n, move, k // n)[k % n])
+
+    def case(
+        self, pool: Pool, i: int, request: Request, chance: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        dataset, place = pool.locate(i)
+        values = dataset.values(place)
+        space = values.shape[1:]
+        if len(set(space)) != 1:
+            raise DataError(
+                f"{dataset.folder}: an image of {' x '.join(map(str, space))} is not square; run "
+                "`synthoma data prepare`"
+            )
+        if len(space) == 3 and space[0] != request.side_px:
+            raise DataError(f"{dataset.folder}: volumes of side {space[0]}, not {request.side_px}")
+        image = signed_unit(values, dataset.about["value_range"])
+        boxes, kinds = dataset.boxes(place), dataset.box_classes(place)
+        if request.augment is None:
+            image = resize(image, request.side_px) if len(space) == 2 else image
+            boxes = scale(boxes, (request.side_px / space[0],) * len(space))
+        else:
+            image, boxes, kept = augment(
+                image, boxes, request.augment, chance, side_px=request.side_px
+            )
+            kinds = kinds[kept]
+        label = -1
+        if "label" in request.fields:
+            name = dataset[place].label
+            label = pool.labels.index(name) if name is not None else -1
+        return image, boxes, kinds, label
+
+
+@lru_cache(maxsize=32)
+def permutation(seed: int, n: int, move: int, round_: int) -> np.ndarray:
+    """The order of n cases in one round."""
+    return np.random.default_rng([seed, n, move, round_]).permutation(n)

@@ -1,0 +1,100 @@
+"""Splits by patient, and the refusal to let a patient be on both sides.
+
+A split is a list of patient ids, so a case cannot be in two splits unless its patient is.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from synthoma.errors import DataError, LeakError
+
+SPLITS = ("train", "validation", "test")
+#: Patient ids by split name.
+Splits = dict[str, list[str]]
+
+
+def split_patients(
+    patients: list[str], *, seed: int, shares: tuple[float, float, float] = (0.7, 0.1, 0.2)
+) -> Splits:
+    """Divide patients at random, seeded; every split gets a patient as soon as there are three.
+
+    Example:
+        >>> {k: len(v) for k, v in split_patients([f"p{i}" for i in range(10)], seed=0).items()}
+        {'train': 7, 'validation': 1, 'test': 2}
+    """
+    if any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        raise DataError(f"shares {shares}; allowed: three numbers from 0 to 1 that add up to 1")
+    shuffled = sorted(patients)
+    np.random.default_rng([seed, len(patients)]).shuffle(shuffled)
+    n = len(shuffled)
+    at_least = 1 if n >= len(SPLITS) else 0
+    n_validation = max(round(n * shares[1]), at_least if shares[1] else 0)
+    n_test = max(round(n * shares[2]), at_least if shares[2] else 0)
+    n_train = n - n_validation - n_test
+    return {
+        "train": sorted(shuffled[:n_train]),
+        "validation": sorted(shuffled[n_train : n_train + n_validation]),
+        "test": sorted(shuffled[n_train + n_validation :]),
+    }
+
+
+def splits_from_cases(of_patient: Iterable[tuple[str, str]]) -> Splits:
+    """Splits from (patient, split) pairs, one a case.
+
+    Raises:
+        LeakError: A patient is in two splits.
+        DataError: A split has another name than those of `SPLITS`.
+    """
+    splits: Splits = {name: [] for name in SPLITS}
+    known: dict[str, str] = {}
+    for patient, split in of_patient:
+        if split not in splits:
+            raise DataError(f"patient {patient}: split {split!r}; allowed: {', '.join(SPLITS)}")
+        before = known.setdefault(patient, split)
+        if before != split:
+            raise LeakError(f"patient {patient} is in two splits, {before} and {split}")
+    for patient, split in known.items():
+        splits[split].append(patient)
+    return splits
+
+
+def check_splits(splits: Mapping[str, list[str]], patients: Iterable[str]) -> None:
+    """Refuse splits in which a patient is twice, or that leave a patient out.
+
+    Raises:
+        LeakError: A patient is in two splits.
+        DataError: A patient is in none.
+    """
+    home: dict[str, str] = {}
+    for name, members in splits.items():
+        for patient in members:
+            before = home.setdefault(patient, name)
+            if before != name:
+                raise LeakError(f"patient {patient} is in two splits, {before} and {name}")
+    for patient in patients:
+        if patient not in home:
+            raise DataError(f"patient {patient} is in no split")
+
+
+def check_no_leak(
+    splits: Mapping[str, list[str]], trained_on: Iterable[str], *, what: str
+) -> None:
+    """Refuse what has seen a patient that it will be judged on.
+
+    Args:
+        splits: Of the real dataset.
+        trained_on: Patients that were seen: by a generator, or in a training set.
+        what: Names the culprit in the message.
+
+    Raises:
+        LeakError: It saw a validation or test patient.
+    """
+    seen = set(trained_on)
+    for name in ("validation", "test"):
+        both = sorted(seen & set(splits.get(name, ())))
+        if both:
+            raise LeakError(
+                f"{what} saw {len(both)} {name} patient(s), for example {both[0]}; train it on "
+                "the training split alone"
+            )

@@ -1,0 +1,1 @@
+"""The contract, the one training loop, run folders."""

@@ -1,0 +1,111 @@
+"""The contract between the training loop and everything that it trains."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from synthoma.data.batches import Batch, Request
+
+__all__ = ["GAN", "Batch", "Detections", "Detector", "Losses", "Player", "Request", "System", "Turn"]
+
+#: Named loss terms. The engine minimises their sum and logs each under its name.
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Player:
+    """Weights that move together, and the optimiser that moves them."""
+
+    name: str
+    modules: tuple[nn.Module, ...]
+    optimizer: torch.optim.Optimizer
+    moves: int = 1
+    """Moves per step."""
+    rate: Callable[[int], float] = lambda step: 1.0
+    """Factor on the learning rate at a step."""
+    average: Callable[[int], float] | None = None
+    """Decay of the moving average of the weights (EMA) at a step; None keeps no average."""
+
+
+@dataclass
+class Turn:
+    """One move of one player (or one part of it, where gradients are accumulated)."""
+
+    step: int
+    """Counts from 1."""
+    move: int
+    generator: torch.Generator
+    """Seeded by (seed, step, player, move, part), on the CPU: the only source of chance in
+    `losses`. The global generator is seeded alike, for `nn.Dropout`."""
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    """Emptied at each step: what a player leaves for the next, such as the fake images with
+    their graph. The engine asks autograd for the moving player's weights alone, so a graph that
+    reaches another player's weights is harmless; whoever backpropagates through shared graphs
+    twice leaves a detached copy in the first turn."""
+
+
+class System(nn.Module, ABC):
+    """Anything that trains. Concrete systems are final: wrap one, never subclass it.
+
+    Everything that a step depends on and that is not a function of (seed, step) is a parameter or
+    a registered buffer, so that the checkpoint has it.
+    """
+
+    @abstractmethod
+    def request(self, step: int) -> Request:
+        """The batch that `step` wants; a pure function of `step`."""
+
+    @abstractmethod
+    def players(self) -> tuple[Player, ...]:
+        """The players in the order they move, with fresh optimisers."""
+
+    @abstractmethod
+    def losses(self, player: str, batch: Batch, turn: Turn) -> Losses:
+        """The terms that `player` minimises. No backward, no step, no logging."""
+
+    def after_move(self, player: str, batch: Batch, turn: Turn) -> None:  # noqa: B027 (optional)
+        """Called after each optimiser step, for weight clipping or a history buffer."""
+
+    def stage(self, step: int) -> Hashable:
+        """Where a schedule stands. When it changes, the engine deals fresh players."""
+        return None
+
+
+class GAN(System):
+    """A `System` that also draws images."""
+
+    noise_shape: tuple[int, ...]
+    """Of one image's noise."""
+
+    @abstractmethod
+    def sample(self, noise: Tensor, given: Batch | None = None) -> Tensor:
+        """Images in [-1, 1], one for each row of `noise`.
+
+        Args:
+            noise: (n, *noise_shape), standard normal.
+            given: What the images shall show: "boxes" (m, 4 | 6) in pixels of the sampled image
+                and "box_case" (m,), "label" (n,), ... whatever the system conditions on.
+        """
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one image, best first."""
+
+    boxes: Tensor
+    """(k, 4 | 6), ((z0,) y0, x0, (z1,) y1, x1) in pixels of the image it was given."""
+    scores: Tensor
+    """(k,) in [0, 1], falling."""
+    labels: Tensor
+    """(k,) int64: which of the data set's box labels."""
+
+
+class Detector(System):
+    """A `System` that finds boxes in images."""
+
+    @abstractmethod
+    def detect(self, image: Tensor, *, lowest_score: float = 0.001) -> list[Detections]:
+        """What is found in each image (n, c, *space) in [-1, 1], from `lowest_score` up."""

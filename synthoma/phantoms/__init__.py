@@ -1,0 +1,1 @@
+"""Images made from nothing, with known annotation: the embedded data."""

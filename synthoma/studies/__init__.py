@@ -1,0 +1,1 @@
+"""One paper one file, and `augment` for data of your own."""

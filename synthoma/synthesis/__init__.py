@@ -1,0 +1,1 @@
+"""Drawing labelled images from trained generators."""
