@@ -1,0 +1,199 @@
+"""A run folder: settings, log, samples, checkpoints, and the model to share.
+
+    RUN/run.json            resolved settings, versions, seed, dataset digest, command
+    RUN/log.jsonl           one row each `log_every` steps
+    RUN/tensorboard/        the same for TensorBoard
+    RUN/samples/*.png       grids from fixed noise
+    RUN/checkpoints/*.pt    the newest few, and best.pt
+    RUN/model.safetensors   weights to use and share (averaged where the system averages)
+    RUN/model.json          which system, its settings, what the weights saw
+
+Checkpoints are written to a hidden name, synced and renamed: a killed run leaves the last whole
+one. Files of equal content have equal bytes.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from synthoma import __version__
+from synthoma.data.store import read_json, write_json
+from synthoma.errors import DataError, SettingsError
+
+State = dict[str, Any]
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and make it last."""
+    draft = path.with_name(f".{path.name}.partial")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {"synthoma": __version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "numpy", "opencv-python-headless"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found | {"machine": platform.machine(), "system": platform.system()}
+
+
+class Run:
+    """A run folder, new or resumed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.checkpoints = self.folder / "checkpoints"
+        self.samples = self.folder / "samples"
+        self.log_path = self.folder / "log.jsonl"
+
+    @classmethod
+    def create(cls, folder: Path, facts: Mapping[str, Any]) -> "Run":
+        """Begin a run.
+
+        Args:
+            facts: What run.json shall say beside versions: system, settings, seed, data, command.
+
+        Raises:
+            SettingsError: The folder exists; a run is continued with `train --resume`.
+        """
+        run = cls(folder)
+        if run.folder.exists():
+            raise SettingsError(
+                f"{folder} exists already; nothing is overwritten: give another --out, or continue "
+                f"it with `synthoma train --resume {folder}`"
+            )
+        run.checkpoints.mkdir(parents=True)
+        run.samples.mkdir()
+        write_json(run.folder / "run.json", {**facts, "versions": versions()})
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """Open a run to resume or use it.
+
+        Raises:
+            DataError: It is not a run folder.
+        """
+        if not (Path(folder) / "run.json").is_file():
+            raise DataError(f"{folder}: not a run folder (no run.json)")
+        run = cls(folder)
+        run.checkpoints.mkdir(exist_ok=True)
+        run.samples.mkdir(exist_ok=True)
+        for partial in (*run.folder.glob(".*.partial"), *run.folder.glob("*/.*.partial")):
+            partial.unlink()
+        return run
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What run.json says."""
+        facts: dict[str, Any] = read_json(self.folder / "run.json")
+        return facts
+
+    @property
+    def id(self) -> str:
+        """Names the run in what it draws: system, and a digest of settings, seed and data."""
+        facts = {k: v for k, v in self.facts.items() if k not in ("versions", "command", "data")}
+        text = json.dumps(facts, sort_keys=True)
+        return f"{facts['name']}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model to share has been written, which ends a run."""
+        return (self.folder / "model.json").is_file()
+
+    def save(self, name: str, state: State) -> None:
+        """Write a checkpoint."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)  # through memory: a path would be written into the archive
+        write_bytes(self.checkpoints / name, buffer.getvalue())
+
+    def load(self, name: str) -> State:
+        """Read a checkpoint of one's own.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        path = self.checkpoints / name
+        try:
+            state: State = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise DataError(f"{path}: not a readable checkpoint ({error})") from error
+        return state
+
+    def steps_saved(self) -> list[int]:
+        """Steps of the numbered checkpoints, rising."""
+        return sorted(int(path.stem.split("-")[1]) for path in self.checkpoints.glob("step-*.pt"))
+
+    def save_step(self, step: int, state: State, *, keep: int) -> None:
+        """Write the checkpoint of a step and remove all but the newest `keep`."""
+        self.save(f"step-{step:08}.pt", state)
+        for old in self.steps_saved()[:-keep]:
+            (self.checkpoints / f"step-{old:08}.pt").unlink()
+
+    def load_newest(self) -> State | None:
+        """The newest checkpoint that can be read, or None where there is none yet."""
+        steps = self.steps_saved()
+        return self.load(f"step-{steps[-1]:08}.pt") if steps else None
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a row to log.jsonl."""
+        with self.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The rows of log.jsonl; a half-written last row is left out."""
+        rows = []
+        if self.log_path.is_file():
+            for line in self.log_path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    rows.append(json.loads(line))
+        return rows
+
+    def cut_log(self, step: int) -> None:
+        """Forget what was logged after `step`, when a run is resumed from there."""
+        kept = [row for row in self.read_log() if row["step"] <= step]
+        write_bytes(self.log_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+    def finish(self, weights: Mapping[str, Tensor], model: Mapping[str, Any]) -> None:
+        """Write the model to share: weights as safetensors, its facts and digest as JSON."""
+        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+        write_bytes(self.folder / "model.safetensors", content)
+        digest = hashlib.sha256(content).hexdigest()
+        write_json(self.folder / "model.json", {**model, "sha256": digest})
+
+    def read_model(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Facts and weights of a finished run.
+
+        Raises:
+            DataError: The run is not finished, or the weights are not those that model.json names.
+        """
+        if not self.finished:
+            raise DataError(
+                f"{self.folder}: this run is not finished; `synthoma train --resume {self.folder}`"
+            )
+        facts: dict[str, Any] = read_json(self.folder / "model.json")
+        path = self.folder / "model.safetensors"
+        if hashlib.sha256(path.read_bytes()).hexdigest() != facts.get("sha256"):
+            raise DataError(f"{path}: its SHA-256 is not the one in model.json; it was changed")
+        return facts, load_file(path)
