@@ -64,9 +64,7 @@ def shift(boxes: Boxes, offset: tuple[float, ...]) -> Float32[np.ndarray, "m k"]
     return (boxes + np.asarray(offset * 2)).astype(np.float32)
 
 
-def visible(
-    boxes: Boxes, space: tuple[int, ...], *, least_share: float
-) -> Bool[np.ndarray, " m"]:
+def visible(boxes: Boxes, space: tuple[int, ...], *, least_share: float) -> Bool[np.ndarray, " m"]:
     """Which boxes keep at least `least_share` of their volume inside an image of size `space`."""
     before = volume(boxes)
     inside = volume(clip(boxes, space))
@@ -81,6 +79,8 @@ def around(mask: Bool[np.ndarray, "*space"]) -> Float32[np.ndarray, "1 k"]:
     """
     if not mask.any():
         raise DataError("an empty mask has no box around it")
-    where = [np.flatnonzero(mask.any(axis=tuple(set(range(mask.ndim)) - {axis})))
-             for axis in range(mask.ndim)]
+    where = [
+        np.flatnonzero(mask.any(axis=tuple(set(range(mask.ndim)) - {axis})))
+        for axis in range(mask.ndim)
+    ]
     return np.array([[w[0] for w in where] + [w[-1] + 1 for w in where]], np.float32)

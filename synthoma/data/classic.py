@@ -164,9 +164,7 @@ def augment(
     chance: np.random.Generator,
     *,
     side_px: int,
-) -> tuple[
-    Float32[np.ndarray, "c side side"], Float32[np.ndarray, "k 4"], Int64[np.ndarray, " k"]
-]:
+) -> tuple[Float32[np.ndarray, "c side side"], Float32[np.ndarray, "k 4"], Int64[np.ndarray, " k"]]:
     """A randomly changed copy of a square image in [-1, 1] and its boxes.
 
     Returns:

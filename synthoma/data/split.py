@@ -77,9 +77,7 @@ def check_splits(splits: Mapping[str, list[str]], patients: Iterable[str]) -> No
             raise DataError(f"patient {patient} is in no split")
 
 
-def check_no_leak(
-    splits: Mapping[str, list[str]], trained_on: Iterable[str], *, what: str
-) -> None:
+def check_no_leak(splits: Mapping[str, list[str]], trained_on: Iterable[str], *, what: str) -> None:
     """Refuse what has seen a patient that it will be judged on.
 
     Args:

@@ -173,10 +173,13 @@ class DatasetWriter:
         values = case.image.values
         self._check(case)
         key = hashlib.blake2b(
-            np.ascontiguousarray(values).tobytes(), digest_size=16, person=str(values.shape).encode()[:16]
+            np.ascontiguousarray(values).tobytes(),
+            digest_size=16,
+            person=str(values.shape).encode()[:16],
         ).digest()
         known = self.seen_images.setdefault(key, (case.case_id, case.patient_id))
-        if known[1] != case.patient_id and values.min() != values.max():
+        real = not isinstance(case.origin, Synthetic)
+        if real and known[1] != case.patient_id and values.min() != values.max():
             if self.drop_duplicates:
                 self.drop("the same image as an earlier patient's", case.case_id)
                 return
@@ -322,7 +325,9 @@ class Dataset:
         ``Dataset.open(path).split("train").where(label="tumour")[0].image.values``
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], index: "Index", rows: np.ndarray) -> None:
+    def __init__(
+        self, folder: Path, about: dict[str, Any], index: "Index", rows: np.ndarray
+    ) -> None:
         self.folder, self.about, self.index, self.rows = folder, about, index, rows
 
     @classmethod
@@ -338,7 +343,9 @@ class Dataset:
         about = read_json(folder / "dataset.json")
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             found = about.get("format") if isinstance(about, dict) else about
-            raise DataError(f"{folder}/dataset.json: format {found!r}; this synthoma reads {FORMAT}")
+            raise DataError(
+                f"{folder}/dataset.json: format {found!r}; this synthoma reads {FORMAT}"
+            )
         index = Index(folder)
         return cls(folder, about, index, np.arange(len(index)))
 
@@ -433,7 +440,9 @@ class Dataset:
 
     def of_patients(self, patients: list[str] | set[str]) -> "Dataset":
         """The cases of these patients."""
-        wanted = {self.index.patient_codes[name] for name in patients if name in self.index.patient_codes}
+        wanted = {
+            self.index.patient_codes[name] for name in patients if name in self.index.patient_codes
+        }
         return self.take(np.flatnonzero(np.isin(self.index.patients[self.rows], list(wanted))))
 
     def split(self, name: str) -> "Dataset":
@@ -471,7 +480,7 @@ class Index:
         class_of = {name: code for code, name in enumerate(names)}
         try:
             with path.open("rb") as file:
-                for number, line in enumerate(file, 1):
+                for line in file:
                     content = json.loads(line)
                     starts.append(starts[-1] + len(line))
                     shards.append(content["shard"])
@@ -488,7 +497,7 @@ class Index:
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: row {number} is damaged ({error!r})") from None
+            raise DataError(f"{path}: row {len(shards) + 1} is damaged ({error!r})") from None
         self.starts = np.array(starts, np.int64)
         self.shards = np.array(shards, np.int32)
         self.shard_rows = np.array(shard_rows, np.int32)

@@ -177,7 +177,9 @@ class Run:
 
     def finish(self, weights: Mapping[str, Tensor], model: Mapping[str, Any]) -> None:
         """Write the model to share: weights as safetensors, its facts and digest as JSON."""
-        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+        content = save(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        )
         write_bytes(self.folder / "model.safetensors", content)
         digest = hashlib.sha256(content).hexdigest()
         write_json(self.folder / "model.json", {**model, "sha256": digest})

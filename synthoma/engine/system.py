@@ -9,7 +9,17 @@ from torch import Tensor, nn
 
 from synthoma.data.batches import Batch, Request
 
-__all__ = ["GAN", "Batch", "Detections", "Detector", "Losses", "Player", "Request", "System", "Turn"]
+__all__ = [
+    "GAN",
+    "Batch",
+    "Detections",
+    "Detector",
+    "Losses",
+    "Player",
+    "Request",
+    "System",
+    "Turn",
+]
 
 #: Named loss terms. The engine minimises their sum and logs each under its name.
 Losses = dict[str, Tensor]
@@ -66,7 +76,7 @@ class System(nn.Module, ABC):
     def losses(self, player: str, batch: Batch, turn: Turn) -> Losses:
         """The terms that `player` minimises. No backward, no step, no logging."""
 
-    def after_move(self, player: str, batch: Batch, turn: Turn) -> None:  # noqa: B027 (optional)
+    def after_move(self, player: str, batch: Batch, turn: Turn) -> None:
         """Called after each optimiser step, for weight clipping or a history buffer."""
 
     def stage(self, step: int) -> Hashable:

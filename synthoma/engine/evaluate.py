@@ -1,0 +1,97 @@
+"""A trained detector on a dataset: everything it finds, and the figures that checkpoints are kept
+by."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from synthoma.data.batches import resize, signed_unit
+from synthoma.data.boxes import scale
+from synthoma.data.store import Dataset
+from synthoma.engine.system import Detector
+from synthoma.metrics.detection import (
+    Detections,
+    Truths,
+    UndefinedMetricError,
+    average_precision,
+    match,
+    operating_point,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What a detector found in a dataset beside what is there, in pixels of the stored images."""
+
+    detections: Detections
+    truths: Truths
+    patients: list[str]
+    """The patient of each case."""
+
+
+def find_all(
+    detector: Detector,
+    dataset: Dataset,
+    *,
+    side_px: int,
+    precision: str = "float32",
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] = lambda done, n: None,
+) -> Findings:
+    """Run a detector over every case of a prepared 2D dataset.
+
+    Args:
+        side_px: Side at which the detector looks at the images.
+        progress: Told (cases done, cases).
+    """
+    device = next(detector.parameters()).device
+    boxes, scores, case, labels = [], [], [], []
+    was_training = detector.training
+    detector.eval()
+    for first in range(0, len(dataset), batch_size):
+        places = range(first, min(first + batch_size, len(dataset)))
+        stored = [dataset.values(i) for i in places]
+        images = [resize(signed_unit(v, dataset.about["value_range"]), side_px) for v in stored]
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            found = detector.detect(torch.from_numpy(np.stack(images)).to(device))
+        for i, values, own in zip(places, stored, found, strict=True):
+            factors = tuple(size / side_px for size in values.shape[1:])
+            boxes.append(scale(own.boxes.float().cpu().numpy(), factors))
+            scores.append(own.scores.double().cpu().numpy())
+            case.append(np.full(len(own.scores), i))
+            labels.append(own.labels.cpu().numpy())
+        progress(places[-1] + 1, len(dataset))
+    detector.train(was_training)
+    every = range(len(dataset))
+    return Findings(
+        Detections(*map(np.concatenate, (boxes, scores, case, labels))),
+        Truths(
+            np.concatenate([dataset.boxes(i) for i in every]),
+            np.concatenate([np.full(len(dataset.boxes(i)), i) for i in every]),
+            len(dataset),
+            np.concatenate([dataset.box_classes(i) for i in every]),
+        ),
+        dataset.patient_ids,
+    )
+
+
+def figures(findings: Findings, *, threshold: float = 0.001) -> dict[str, float]:
+    """Sensitivity and false positives per slice at IoU 0.5 and 0.25, and AP at 0.5, by the names
+    of reports; what the cases do not define is left out."""
+    found: dict[str, float] = {}
+    for name, iou_threshold in (("iou50", 0.5), ("iou25", 0.25)):
+        matches = match(findings.detections, findings.truths, iou_threshold=iou_threshold)
+        point = operating_point(matches, threshold=threshold)
+        found[f"fp_per_slice_{name}"] = point.false_positives_per_case
+        try:
+            found[f"sensitivity_{name}"] = point.sensitivity
+            if iou_threshold == 0.5:
+                found["ap_iou50"] = average_precision(matches)
+        except UndefinedMetricError:
+            continue
+    return found

@@ -1,0 +1,11 @@
+"""Every GAN of the toolkit: the module of each, by the name that the command line uses.
+
+To add one: write `gans/<name>.py` with a frozen config, a final `GAN`, and `SYSTEM`, `PRESETS`
+and `fitted` (see `synthoma.zoo`), then add a line here and a line of small settings to the
+contract tests.
+"""
+
+GANS: dict[str, str] = {
+    "pggan": "synthoma.gans.pggan",
+    "cpggan": "synthoma.gans.cpggan",
+}

@@ -1,0 +1,311 @@
+"""Train a system by name on dataset folders, into a run folder, or go on with one.
+
+dataset folders -> pools (checked for leaks) -> system, fitted to the data -> train -> run folder
+"""
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from synthoma.data.batches import Batch, Pool, Server
+from synthoma.data.sheet import contact_sheet, draw_boxes, to_bytes, write_png
+from synthoma.data.split import check_no_leak
+from synthoma.data.store import Dataset
+from synthoma.engine.evaluate import figures, find_all
+from synthoma.engine.run import Run
+from synthoma.engine.settings import Preset, TrainSettings
+from synthoma.engine.system import GAN, Detector, System
+from synthoma.engine.train import Outcome, Watch, generator_for, train
+from synthoma.errors import DataError, SettingsError
+from synthoma.zoo import load_entry
+
+#: (step, steps, images per second, losses by name)
+Progress = Callable[[int, int, float, dict[str, float]], None]
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class TrainingData(BaseModel):
+    """Which cases a run is trained on; run.json keeps it, so that a resumed run finds them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path = Field(description="The real dataset folder.")
+    split: str = Field("train", description="Its split; empty for all cases.")
+    where: dict[str, str] = Field(
+        default_factory=dict, description="Only cases whose label or traits have these values."
+    )
+    patients: tuple[str, ...] = Field((), description="Only these patients; empty for all.")
+    also: tuple[Path, ...] = Field(
+        (), description="Further real folders whose training split is mixed in (normal slices)."
+    )
+    synthetic: Path | None = Field(None, description="A synthetic folder that is mixed in.")
+    ratio: float = Field(1.0, gt=0, description="Synthetic images for each real one.")
+    source: Path | None = Field(None, description="The other domain, for systems with two.")
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The opened `TrainingData`."""
+
+    domains: dict[str, Pool]
+    validation: Dataset | None
+    seen: list[str]
+    """Every patient that the run sees, itself or through a generator."""
+    digest: str
+    n_real: int
+    n_synthetic: int
+
+
+def open_pools(data: TrainingData) -> Pools:
+    """Select the cases.
+
+    Raises:
+        LeakError: A generator of the synthetic cases saw a validation or test patient.
+        DataError: A folder lacks the cases that were asked for.
+    """
+    whole = Dataset.open(data.data)
+    real = whole.split(data.split) if data.split else whole
+    real = real.where(**data.where) if data.where else real
+    real = real.of_patients(set(data.patients)) if data.patients else real
+    parts = [real, *(Dataset.open(folder).split("train") for folder in data.also)]
+    n_synthetic = 0
+    if data.synthetic is not None:
+        synthetic = Dataset.open(data.synthetic)
+        n_synthetic = round(data.ratio * len(real))
+        if n_synthetic > len(synthetic):
+            raise DataError(
+                f"{data.synthetic}: {len(synthetic)} images, but ratio {data.ratio:g} on "
+                f"{len(real)} real ones needs {n_synthetic}"
+            )
+        parts.append(synthetic.take(np.arange(n_synthetic)))
+    pool = Pool(parts)
+    domains = {"real": pool}
+    if data.source is not None:
+        domains["source"] = Pool([Dataset.open(data.source)])
+    seen = sorted(set().union(*(pool.patients for pool in domains.values())))
+    if data.split == "train":
+        check_no_leak(whole.splits, seen, what=str(data.synthetic or data.also or data.data))
+    held_out = set(whole.splits.get("validation", ()))
+    validation = whole.of_patients(held_out) if held_out and data.split == "train" else None
+    folders = [data.data, *data.also, *filter(None, (data.synthetic, data.source))]
+    digests = [Dataset.open(folder).about["digest"] for folder in folders]
+    return Pools(
+        domains,
+        validation if validation is not None and len(validation) else None,
+        seen,
+        hashlib.sha256("".join(digests).encode()).hexdigest(),
+        len(real),
+        n_synthetic,
+    )
+
+
+def resolve(
+    name: str, preset: str, overrides: Mapping[str, Mapping[str, Any]]
+) -> tuple[BaseModel, TrainSettings]:
+    """The settings of a preset with some replaced.
+
+    Args:
+        overrides: By part, "system" or "train", then by field.
+
+    Raises:
+        SettingsError: A preset, part, field or value that is not allowed; it says what is.
+    """
+    presets: dict[str, Preset] = load_entry(name).presets
+    if preset not in presets:
+        raise SettingsError(f"{name} has no preset {preset!r}; allowed: {', '.join(presets)}")
+    chosen = presets[preset]
+    wrong = set(overrides) - {"system", "train"}
+    if wrong:
+        raise SettingsError(f"no settings {sorted(wrong)}; allowed: system.FIELD, train.FIELD")
+    return (
+        replaced(chosen.system, overrides.get("system", {}), f"{name} system"),
+        replaced(chosen.train, overrides.get("train", {}), "train"),
+    )
+
+
+def replaced(settings: Settings, fields: Mapping[str, Any], what: str) -> Settings:
+    """`settings` with some fields replaced and all checked again."""
+    try:
+        return type(settings).model_validate(settings.model_dump() | dict(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        allowed = ", ".join(type(settings).model_fields)
+        raise SettingsError(
+            f"{what}.{name}: {first['msg']} (given {first['input']!r}); fields: {allowed}"
+        ) from None
+
+
+def fit(
+    name: str,
+    out: Path,
+    data: TrainingData,
+    *,
+    preset: str = "paper",
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    settings: tuple[BaseModel, TrainSettings] | None = None,
+    seed: int = 0,
+    minutes: float | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Outcome:
+    """Train a system on a dataset into the new run folder `out`.
+
+    Args:
+        name: As in `synthoma zoo`.
+        preset: "paper", "small" or "smoke".
+        overrides: Settings that replace the preset's.
+        settings: The system's and the loop's settings, in place of a preset.
+        minutes: Stop at a checkpoint after this long; `resume` goes on.
+    """
+    config, loop = settings or resolve(name, preset, overrides or {})
+    pools = open_pools(data)
+    config = load_entry(name).fitted(config, pools.domains["real"])
+    facts: dict[str, Any] = {
+        "name": name,
+        "preset": preset if settings is None else "custom",
+        "system": config.model_dump(mode="json"),
+        "train": loop.model_dump(mode="json"),
+        "seed": seed,
+        "digest": pools.digest,
+        "n_real": pools.n_real,
+        "n_synthetic": pools.n_synthetic,
+    }
+    text = json.dumps(facts, sort_keys=True)
+    facts |= {
+        "id": f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
+        "data": data.model_copy(update={"data": data.data.absolute()}).model_dump(mode="json"),
+        "trained_on": pools.seen,
+        "command": shlex.join(["synthoma", *sys.argv[1:]]),
+    }
+    run = Run.create(out, facts)
+    return play_run(run, pools, minutes=minutes, device=device, progress=progress)
+
+
+def resume(
+    folder: Path,
+    *,
+    minutes: float | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Outcome:
+    """Go on with a run; a finished one is left as it is.
+
+    Raises:
+        DataError: Not a run folder, or its dataset is not the one that it began with.
+    """
+    run = Run.open(folder)
+    facts = run.facts
+    if run.finished:
+        return Outcome(facts["train"]["steps"], "finished")
+    data = TrainingData.model_validate(facts["data"])
+    pools = open_pools(data)
+    if pools.digest != facts["digest"]:
+        raise DataError(
+            f"{data.data}: not the dataset that {folder} began with (its digest differs)"
+        )
+    return play_run(run, pools, minutes=minutes, device=device, progress=progress)
+
+
+def play_run(
+    run: Run, pools: Pools, *, minutes: float | None, device: str, progress: Progress | None
+) -> Outcome:
+    """Train, or go on training, what run.json says."""
+    facts = run.facts
+    system, loop = build(facts), TrainSettings.model_validate(facts["train"])
+    where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
+    where = where if device == "auto" else torch.device(device)
+    judged = pools.validation is not None and isinstance(system, Detector)
+    if loop.keep_best and not judged:  # nothing to choose the best by
+        loop = loop.model_copy(update={"keep_best": "", "patience": 0})
+    watch = Watch(
+        progress=progress,
+        validate=validator(pools.validation, facts, loop) if judged else None,
+        picture=painter(run, pools, facts) if isinstance(system, GAN) else None,
+    )
+    server = Server(pools.domains, seed=facts["seed"])
+    outcome = train(
+        system,
+        server,
+        loop,
+        seed=facts["seed"],
+        run=run,
+        minutes=minutes,
+        watch=watch,
+        device=where,
+    )
+    if outcome.stopped in ("finished", "patience"):
+        kept = {k: facts[k] for k in ("name", "id", "system", "trained_on", "digest", "seed")}
+        steps = {"step": outcome.step, "best_step": outcome.best_step or None}
+        run.finish(system.state_dict(), kept | steps)
+    return outcome
+
+
+def build(facts: Mapping[str, Any]) -> System:
+    """The system that run.json or model.json describes, with its first weights."""
+    entry = load_entry(facts["name"])
+    config = entry.config.model_validate(facts["system"])
+    torch.manual_seed(facts["seed"])  # the first weights, the same for a run that starts over
+    return entry.system(config)
+
+
+def load_trained(folder: Path, device: str = "cpu") -> tuple[System, dict[str, Any]]:
+    """The trained system of a finished run, ready to use, and what model.json says of it."""
+    facts, weights = Run.open(folder).read_model()
+    system = build(facts)
+    system.load_state_dict(weights)
+    return system.to(device).eval(), facts
+
+
+def validator(
+    validation: Dataset | None, facts: Mapping[str, Any], loop: TrainSettings
+) -> Callable[[System], dict[str, float]]:
+    """Judges a detector on the validation split, at the side at which it is tested."""
+
+    def judge(system: System) -> dict[str, float]:
+        if validation is None or not isinstance(system, Detector):
+            raise AssertionError("validated without a validation split")
+        side_px = facts["system"]["test_side_px"]
+        return figures(find_all(system, validation, side_px=side_px, precision=loop.precision))
+
+    return judge
+
+
+def painter(run: Run, pools: Pools, facts: Mapping[str, Any]) -> Callable[[System, int], None]:
+    """Writes a grid of 16 samples from fixed noise, with the boxes that were ordered."""
+
+    def paint(system: System, step: int) -> None:
+        if not isinstance(system, GAN):
+            raise AssertionError("only GANs paint")
+        n = 16
+        device = next(system.parameters()).device
+        noise = torch.randn(n, *system.noise_shape, generator=generator_for(0, 0, "paint", 0))
+        request = system.request(int(facts["train"]["steps"]))
+        given: Batch | None = None
+        if "boxes" in request.fields:
+            served = Server(pools.domains, seed=0, workers=1)(
+                type(request)(n, request.side_px, request.fields), 1, 0
+            )
+            given = {k: v.to(device) for k, v in served.items() if k != "image"}
+        images = system.sample(noise.to(device), given).float().cpu().numpy()
+        factor = images.shape[-1] / request.side_px
+        tiles = []
+        for k, image in enumerate(images):
+            boxes = np.zeros((0, 4))
+            if given is not None:
+                boxes = given["boxes"][given["box_case"] == k].cpu().numpy() * factor
+            tiles.append(draw_boxes(to_bytes(image, (-1, 1)), boxes, side_px=128))
+        said = {"Synthetic": "yes", "Run": facts["id"], "Step": str(step)}
+        write_png(run.samples / f"step-{step:08}.png", contact_sheet(tiles), said)
+
+    return paint
