@@ -1,0 +1,157 @@
+"""What every GAN must do. A GAN joins these tests by being listed in `GANS`."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from synthoma.data.batches import Batch, Request
+from synthoma.engine.settings import TrainSettings
+from synthoma.engine.system import GAN, Turn
+from synthoma.engine.train import generator_for, train
+from synthoma.gans import GANS
+
+#: The smallest honest size of each GAN: seconds on a CPU.
+GROWING = {
+    "side_px": 16,
+    "widest": 16,
+    "base": 128,
+    "noise_dim": 16,
+    "batch_size": 8,
+    "stable_images": 160,
+    "fade_images": 160,
+    "learning_rate": 3e-3,
+    "average_decay": 0.9,
+}
+SMALL = {"pggan": GROWING, "cpggan": GROWING}
+
+
+def fresh(name: str) -> GAN:
+    torch.manual_seed(0)
+    module = importlib.import_module(GANS[name])
+    config = type(module.PRESETS["paper"].system)
+    return module.SYSTEM(config(**SMALL[name]))
+
+
+@pytest.fixture(params=GANS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def serve(request: Request, step: int, move: int, part: int = 0) -> Batch:
+    """Black images with a bright disc in the middle, and a box around it."""
+    chance = torch.Generator().manual_seed(1000 * step + move)
+    n, side = request.size, request.side_px
+    along = (torch.arange(16) + 0.5) / 16 - 0.5
+    radius = 0.2 + 0.1 * torch.rand(n, 1, 1, generator=chance)
+    disc = (along[:, None] ** 2 + along[None, :] ** 2).sqrt() < radius
+    image = (disc.float() * 2 - 1)[:, None]
+    batch = {"image": torch.nn.functional.adaptive_avg_pool2d(image, side)}
+    if "boxes" in request.fields:
+        low, high = (0.5 - radius.flatten()) * side, (0.5 + radius.flatten()) * side
+        batch["boxes"] = torch.stack([low, low, high, high], dim=1)
+        batch["box_case"] = torch.arange(n)
+    return batch
+
+
+def short(steps: int) -> TrainSettings:
+    return TrainSettings(steps=steps, checkpoint_every=steps)
+
+
+def draw(gan: GAN, seed: int, n: int = 4) -> torch.Tensor:
+    noise = torch.randn(n, *gan.noise_shape, generator=torch.Generator().manual_seed(seed))
+    boxes = torch.tensor([[4.0, 4, 12, 12]]).repeat(n, 1)
+    given = {"boxes": boxes, "box_case": torch.arange(n)}
+    wanted = {key: given[key] for key in given if key in (*gan.request(1).fields, "box_case")}
+    return gan.eval().sample(noise, wanted if "boxes" in wanted else None)
+
+
+def test_samples_are_images_in_range_and_noise_decides_them(name):
+    gan = fresh(name)
+    images = draw(gan, seed=1)
+    assert images.min() >= -1
+    assert images.max() <= 1
+    assert torch.equal(images, draw(gan, seed=1))
+    assert not torch.equal(images, draw(gan, seed=2))
+
+
+def test_each_player_moves_only_its_own_weights(name):
+    gan = fresh(name)
+    players = gan.players()
+    shared: dict[str, torch.Tensor] = {}
+    for moving in players:
+        gan.zero_grad()
+        turn = Turn(1, 0, generator_for(0, 1, moving.name, 0), shared)
+        terms = gan.losses(moving.name, serve(gan.request(1), 1, 0), turn)
+        own = [p for module in moving.modules for p in module.parameters()]
+        torch.stack(list(terms.values())).sum().backward(inputs=own)
+        for player in players:
+            weights = [p for module in player.modules for p in module.parameters()]
+            touched = any(p.grad is not None for p in weights)
+            assert touched == (player is moving), f"{moving.name} moved {player.name}"
+
+
+def test_a_player_can_move_without_the_others_having_moved(name):
+    gan = fresh(name)
+    for player in gan.players():
+        turn = Turn(1, 0, generator_for(0, 1, player.name, 0), {})
+        terms = gan.losses(player.name, serve(gan.request(1), 1, 0), turn)
+        assert all(term.isfinite() for term in terms.values())
+
+
+def test_training_is_repeatable(name):
+    first, second = fresh(name), fresh(name)
+    for gan in (first, second):
+        train(gan, serve, short(3), seed=0)
+    assert torch.equal(draw(first, seed=0), draw(second, seed=0))
+
+
+def test_the_seed_decides_the_training(name):
+    first, second = fresh(name), fresh(name)
+    train(first, serve, short(3), seed=0)
+    train(second, serve, short(3), seed=1)
+    assert not torch.equal(draw(first, seed=0), draw(second, seed=0))
+
+
+def test_its_state_is_all_that_samples_depend_on(name):
+    gan, other = fresh(name), fresh(name)
+    train(gan, serve, short(30), seed=0)
+    other.load_state_dict(gan.state_dict())
+    assert torch.equal(draw(gan, seed=0), draw(other, seed=0))
+
+
+def test_learns_that_the_corner_is_black_and_the_centre_bright(name):
+    """The cheapest proof that the game is wired the right way round."""
+    gan = fresh(name)
+
+    def contrast(images: torch.Tensor) -> float:
+        middle = images.shape[-1] // 2
+        centre = images[:, :, middle - 1 : middle + 1, middle - 1 : middle + 1]
+        return (centre.mean() - images[:, :, 0, 0].mean()).item()
+
+    assert contrast(draw(gan, seed=0, n=64)) < 0.3
+    train(gan, serve, short(200), seed=0)
+    assert contrast(draw(gan, seed=0, n=64)) > 1.0
+
+
+def test_every_scale_is_a_preset_whose_data_decides_the_channels(name):
+    module = importlib.import_module(GANS[name])
+    assert {"paper", "small", "smoke"} <= module.PRESETS.keys()
+    for preset in module.PRESETS.values():
+        assert preset.system.channels == 1
+
+    class Cases:
+        def values(self, i: int) -> torch.Tensor:
+            return torch.zeros(4, 16, 16)
+
+    class Pool:
+        datasets = (Cases(),)
+
+    assert module.fitted(module.PRESETS["smoke"].system, Pool()).channels == 4
+
+
+def test_the_list_of_gans_loads_without_torch():
+    code = "import sys, synthoma.gans; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
