@@ -51,7 +51,7 @@ class Pool:
 
     Args:
         datasets: Prepared datasets (`value_range` known) with equal channels. Give one twice to
-            weigh it double.
+            weigh it double. Classes of images and boxes are those of all of them together.
     """
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
@@ -67,14 +67,25 @@ class Pool:
         self.datasets = tuple(datasets)
         self.ends = np.cumsum([len(dataset) for dataset in datasets])
         self.labels = sorted({label for dataset in datasets for label in dataset.labels})
+        named = {name for dataset in datasets for name in dataset.about["box_labels"]}
+        self.box_labels = sorted(named) or ["lesion"]
+        self.class_of = [
+            np.array(
+                [self.box_labels.index(name) for name in own]
+                if (own := d.about["box_labels"])
+                else [0],
+                np.int64,
+            )
+            for d in datasets
+        ]
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def locate(self, i: int) -> tuple[Dataset, int]:
-        """The dataset of the i-th case, and its place in it."""
+    def locate(self, i: int) -> tuple[int, int]:
+        """Which dataset the i-th case is of, and its place in it."""
         which = int(np.searchsorted(self.ends, i, side="right"))
-        return self.datasets[which], i - (int(self.ends[which - 1]) if which else 0)
+        return which, i - (int(self.ends[which - 1]) if which else 0)
 
     @property
     def patients(self) -> set[str]:
@@ -169,7 +180,8 @@ class Server:
     def case(
         self, pool: Pool, i: int, request: Request, chance: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        dataset, place = pool.locate(i)
+        which, place = pool.locate(i)
+        dataset = pool.datasets[which]
         values = dataset.values(place)
         space = values.shape[1:]
         if len(set(space)) != 1:
@@ -180,7 +192,7 @@ class Server:
         if len(space) == 3 and space[0] != request.side_px:
             raise DataError(f"{dataset.folder}: volumes of side {space[0]}, not {request.side_px}")
         image = signed_unit(values, dataset.about["value_range"])
-        boxes, kinds = dataset.boxes(place), dataset.box_classes(place)
+        boxes, kinds = dataset.boxes(place), pool.class_of[which][dataset.box_classes(place)]
         if request.augment is None:
             image = resize(image, request.side_px) if len(space) == 2 else image
             boxes = scale(boxes, (request.side_px / space[0],) * len(space))

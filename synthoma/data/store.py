@@ -531,4 +531,25 @@ class Index:
             self.file.close()
 
 
+def resplit(dataset: Dataset, out: Path, splits: Splits) -> Dataset:
+    """The same dataset under another split, in a new folder that shares the image files.
+
+    Raises:
+        LeakError: A patient is in two splits.
+        DataError: A patient is in none.
+    """
+    check_splits(splits, dataset.patients)
+    with new_folder(out) as folder:
+        (folder / "shards").mkdir()
+        for path in (*(dataset.folder / "shards").glob("*.npy"), dataset.folder / "cases.jsonl"):
+            target = folder / path.relative_to(dataset.folder)
+            try:
+                target.hardlink_to(path)
+            except OSError:  # another disk
+                shutil.copy2(path, target)
+        write_json(folder / "dataset.json", dataset.about)
+        write_json(folder / "splits.json", splits)
+    return Dataset.open(out)
+
+
 __all__ = ["SPLITS", "Dataset", "DatasetWriter", "new_folder", "read_json", "write_json"]

@@ -67,16 +67,18 @@ def find_all(
             labels.append(own.labels.cpu().numpy())
         progress(places[-1] + 1, len(dataset))
     detector.train(was_training)
+    detections = Detections(*map(np.concatenate, (boxes, scores, case, labels)))
+    return Findings(detections, truths_of(dataset), dataset.patient_ids)
+
+
+def truths_of(dataset: Dataset) -> Truths:
+    """Every annotated box of a dataset, in pixels of the stored images."""
     every = range(len(dataset))
-    return Findings(
-        Detections(*map(np.concatenate, (boxes, scores, case, labels))),
-        Truths(
-            np.concatenate([dataset.boxes(i) for i in every]),
-            np.concatenate([np.full(len(dataset.boxes(i)), i) for i in every]),
-            len(dataset),
-            np.concatenate([dataset.box_classes(i) for i in every]),
-        ),
-        dataset.patient_ids,
+    return Truths(
+        np.concatenate([dataset.boxes(i) for i in every]),
+        np.concatenate([np.full(len(dataset.boxes(i)), i) for i in every]),
+        len(dataset),
+        np.concatenate([dataset.box_classes(i) for i in every]),
     )
 
 

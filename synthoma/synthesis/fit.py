@@ -109,6 +109,16 @@ def open_pools(data: TrainingData) -> Pools:
     )
 
 
+def absolute(data: TrainingData) -> TrainingData:
+    """The same cases with paths that hold wherever a run is resumed from."""
+    paths: dict[str, Any] = {"data": data.data.absolute()}
+    paths["also"] = tuple(folder.absolute() for folder in data.also)
+    for name in ("synthetic", "source"):
+        folder = getattr(data, name)
+        paths[name] = folder.absolute() if folder is not None else None
+    return data.model_copy(update=paths)
+
+
 def resolve(
     name: str, preset: str, overrides: Mapping[str, Mapping[str, Any]]
 ) -> tuple[BaseModel, TrainSettings]:
@@ -184,7 +194,7 @@ def fit(
     text = json.dumps(facts, sort_keys=True)
     facts |= {
         "id": f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
-        "data": data.model_copy(update={"data": data.data.absolute()}).model_dump(mode="json"),
+        "data": absolute(data).model_dump(mode="json"),
         "trained_on": pools.seen,
         "command": shlex.join(["synthoma", *sys.argv[1:]]),
     }

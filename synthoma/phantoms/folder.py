@@ -1,0 +1,28 @@
+"""Phantoms as a dataset folder, like any import."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from synthoma.data.store import Dataset, DatasetWriter
+from synthoma.phantoms.brain import BrainConfig, brains
+
+
+def write_brains(
+    out: Path,
+    config: BrainConfig,
+    *,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, n: None,
+) -> Dataset:
+    """Write phantom brains into the dataset folder `out`, split 7:1:2 by patient."""
+    n = config.patients * config.slices_per_patient
+    with DatasetWriter(
+        out,
+        patients_from="phantom patients",
+        value_range=(0, 255),
+        about={"phantom": {"brain": config.model_dump(mode="json"), "seed": seed}},
+    ) as writer:
+        for done, case in enumerate(brains(config, seed=seed), 1):
+            writer.add(case)
+            progress(done, n)
+    return Dataset.open(out)
