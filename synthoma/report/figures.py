@@ -346,13 +346,18 @@ def side_limit(shapes: Sequence[tuple[int, ...]]) -> int:
     return 48
 
 
-def tile(
-    picture: Picture,
-    *,
-    limit: int,
-    scores: Float[np.ndarray, " m"] | None = None,
-    synthetic: bool = False,
-) -> Tile:
+def marks_of(
+    boxes: Float[np.ndarray, "m 4"], scores: Float[np.ndarray, " m"] | None = None
+) -> tuple[Mark, ...]:
+    """Boxes (y0, x0, y1, x1) as a page draws them."""
+    known = [None] * len(boxes) if scores is None else np.asarray(scores, np.float64).tolist()
+    return tuple(
+        Mark(round(x0, 2), round(y0, 2), round(x1 - x0, 2), round(y1 - y0, 2), score)
+        for (y0, x0, y1, x1), score in zip(boxes.tolist(), known, strict=True)
+    )
+
+
+def tile(picture: Picture, *, limit: int, synthetic: bool = False) -> Tile:
     """A picture for the page, shrunk by areas if a side exceeds `limit`; the page enlarges it.
 
     Boxes are not in the pixels. A synthetic image says so in a text chunk of its PNG.
@@ -361,29 +366,22 @@ def tile(
     from PIL import Image as Pil  # noqa: PLC0415
     from PIL.PngImagePlugin import PngInfo  # noqa: PLC0415
 
-    image = np.asarray(picture.image)
-    boxes = np.asarray(picture.boxes, np.float64)
+    image, boxes = np.asarray(picture.image), np.asarray(picture.boxes, np.float64)
     if image.ndim != 3 or image.dtype != np.uint8 or boxes.ndim != 2 or boxes.shape[1] != 4:
         raise DataError(
             f"picture {picture.name!r}: image {image.dtype} {image.shape}, boxes {boxes.shape}; "
             "allowed: uint8 (c, h, w) and (m, 4)"
         )
     _, h, w = image.shape
-    shown = np.moveaxis(image, 0, 2) if len(image) == 3 else image[0]
+    shown = np.ascontiguousarray(np.moveaxis(image, 0, 2) if len(image) == 3 else image[0])
     shrink = min(1.0, limit / max(h, w))
     if shrink < 1:
         size = (max(1, round(w * shrink)), max(1, round(h * shrink)))
-        shown = cv2.resize(np.ascontiguousarray(shown), size, interpolation=cv2.INTER_AREA)
+        shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
     about = PngInfo()
     if synthetic:
         about.add_text("Synthetic", "yes: drawn by a generator, not a patient")
     content = io.BytesIO()
-    Pil.fromarray(np.ascontiguousarray(shown)).save(content, "PNG", optimize=True, pnginfo=about)
-    marks = tuple(
-        Mark(round(x0, 2), round(y0, 2), round(x1 - x0, 2), round(y1 - y0, 2), score)
-        for (y0, x0, y1, x1), score in zip(
-            boxes.tolist(), [None] * len(boxes) if scores is None else scores.tolist(), strict=True
-        )
-    )
+    Pil.fromarray(shown).save(content, "PNG", optimize=True, pnginfo=about)
     uri = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-    return Tile(uri, w, h, marks, picture.name)
+    return Tile(uri, w, h, marks_of(boxes), picture.name)

@@ -25,7 +25,7 @@ from synthoma.data.store import read_json
 from synthoma.errors import DataError
 
 Better = Literal["higher", "lower"]
-Verdict = Literal["gain", "loss", "difference", "no difference shown"]
+Verdict = Literal["gain", "worse", "difference", "no difference shown"]
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def verdict(metric: str, difference: Estimate) -> Verdict:
     better = display(metric).better
     if better is None:
         return "difference"
-    return "gain" if (difference.low > 0) == (better == "higher") else "loss"
+    return "gain" if (difference.low > 0) == (better == "higher") else "worse"
 
 
 @dataclass(frozen=True)
@@ -340,58 +340,3 @@ class Footnotes:
         if reason not in self.reasons:
             self.reasons.append(reason)
         return self.reasons.index(reason) + 1
-
-
-def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line, in a table's cell too."""
-    text = " ".join(text.split())
-    return re.sub(r"([\\`*|<>~#]|!(?=\[)|\[(?=[^\]]*\]\()|(?<=\])\()", r"\\\1", text).replace(
-        "&", "&amp;"
-    )
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table; the cells are escaped here."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    cells = [
-        line if i == 1 else [escape_markdown(cell) for cell in line] for i, line in enumerate(lines)
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def to_markdown(table: Table) -> str:
-    """The results, the differences and the reasons of what is undefined."""
-    notes, names = Footnotes(), table.metrics
-    headings = [display(name).heading for name in names]
-    results = [
-        [row.setup, f"{row.n_real:,}", f"{row.n_synthetic:,}", str(row.seeds)]
-        + [_cell(row.metrics.get(m), m, notes, row.undefined.get(m, "")) for m in names]
-        for row in table.rows
-    ]
-    header = ["Set-up", "Real images", "Synthetic images", "Seeds"]
-    parts = [markdown_table(header + headings, results)]
-    compared = [
-        [row.setup, row.difference.to, str(row.seeds)]
-        + [
-            _cell(
-                row.difference.metrics.get(m), m, notes, why_undefined(table, row, m), signed=True
-            )
-            for m in names
-        ]
-        for row in table.rows
-        if row.difference
-    ]
-    if compared:
-        parts += ["Paired differences:"]
-        parts += [markdown_table(["Set-up", "minus", "Seeds", *headings], compared)]
-    parts += [f"{i}. {escape_markdown(reason)}" for i, reason in enumerate(notes.reasons, 1)]
-    return "\n\n".join(parts)
-
-
-def _cell(
-    found: Estimate | None, metric: str, notes: Footnotes, reason: str, *, signed: bool = False
-) -> str:
-    if found is None:
-        return f"– ({notes.mark(reason)})"
-    text = f"{value(metric, found, signed=signed)} {interval(metric, found, signed=signed)}"
-    return f"{text}, n = {found.n}"

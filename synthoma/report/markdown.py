@@ -1,0 +1,124 @@
+"""report.md: the words and numbers of a report, without its pictures."""
+
+import re
+
+from synthoma.report.content import (
+    Beside,
+    Report,
+    adherence_lines,
+    flat,
+    published_lines,
+    summary,
+    times,
+)
+from synthoma.report.table import (
+    Estimate,
+    Footnotes,
+    Table,
+    answers,
+    display,
+    interval,
+    value,
+    why_undefined,
+)
+
+
+def to_markdown(report: Report) -> str:
+    """What the page says in words and numbers; its pictures are in report.html."""
+    table, plain = report.table, escape_markdown
+    parts = [f"# {plain(report.title)}", plain(report.question), f"**{plain(summary(report))}**"]
+    said = [
+        f"- {plain(answer.sentence)}." + "".join(f" Also: {plain(a)}." for a in answer.asides)
+        for answer in answers(table, report.primary)
+    ]
+    parts.append("\n".join(said))
+    parts.append("\n".join(f"> **Warning:** {plain(line)}\n>" for line in report.warnings))
+    parts.append("\n".join(f"- {plain(line)}" for line in report.notes))
+    where = f"Study {table.study}, task {table.task}. Patients: {table.patients_from}."
+    parts += ["## Results", plain(f"{where} {report.intervals}"), markdown_results(table)]
+    if lines := adherence_lines(table):
+        cells = [
+            [name, value("adherence", e), interval("adherence", e), str(e.n)] for name, e in lines
+        ]
+        parts += ["## Adherence", markdown_table(["Images", "Share", "Interval", "n"], cells)]
+    if table.published:
+        metrics, lines_said = published_lines(table)
+        header = ["Set-up", *(display(metric).heading for metric in metrics), "Source"]
+        cells = [[row.setup, *map(_beside, found), row.source] for row, found in lines_said]
+        parts += ["## Published", markdown_table(header, cells)]
+    facts = (
+        ("Data", flat(report.data)),
+        ("Time", times(report.seconds)),
+        ("Settings", flat(report.settings)),
+        ("Versions", list(report.versions.items())),
+    )
+    for title, pairs in facts:
+        if pairs:
+            cells = [[name, text] for name, text in pairs]
+            parts += [f"## {title}", markdown_table([title, ""], cells)]
+    seeds = ", ".join(str(seed) for seed in report.seeds)
+    parts.append(plain(f"Seeds: {seeds}") if seeds else "")
+    parts.append(plain(f"Command: {report.command}") if report.command else "")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _beside(cell: Beside) -> str:
+    if cell.ours is None:
+        return cell.published
+    ours = f"{value(cell.metric, cell.ours)} {interval(cell.metric, cell.ours)}"
+    return f"{cell.published} (ours {ours})"
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line, in a table's cell too."""
+    text = " ".join(text.split())
+    return re.sub(r"([\\`*|<>~#]|!(?=\[)|\[(?=[^\]]*\]\()|(?<=\])\()", r"\\\1", text).replace(
+        "&", "&amp;"
+    )
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table; the cells are escaped here."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    cells = [
+        line if i == 1 else [escape_markdown(cell) for cell in line] for i, line in enumerate(lines)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def markdown_results(table: Table) -> str:
+    """The results, the differences and the reasons of what is undefined."""
+    notes, names = Footnotes(), table.metrics
+    headings = [display(name).heading for name in names]
+    results = [
+        [row.setup, f"{row.n_real:,}", f"{row.n_synthetic:,}", str(row.seeds)]
+        + [_cell(row.metrics.get(m), m, notes, row.undefined.get(m, "")) for m in names]
+        for row in table.rows
+    ]
+    header = ["Set-up", "Real images", "Synthetic images", "Seeds"]
+    parts = [markdown_table(header + headings, results)]
+    compared = [
+        [row.setup, row.difference.to, str(row.seeds)]
+        + [
+            _cell(
+                row.difference.metrics.get(m), m, notes, why_undefined(table, row, m), signed=True
+            )
+            for m in names
+        ]
+        for row in table.rows
+        if row.difference
+    ]
+    if compared:
+        parts += ["Paired differences:"]
+        parts += [markdown_table(["Set-up", "minus", "Seeds", *headings], compared)]
+    parts += [f"{i}. {escape_markdown(reason)}" for i, reason in enumerate(notes.reasons, 1)]
+    return "\n\n".join(parts)
+
+
+def _cell(
+    found: Estimate | None, metric: str, notes: Footnotes, reason: str, *, signed: bool = False
+) -> str:
+    if found is None:
+        return f"– ({notes.mark(reason)})"
+    text = f"{value(metric, found, signed=signed)} {interval(metric, found, signed=signed)}"
+    return f"{text}, n = {found.n}"
