@@ -96,11 +96,9 @@ class Manifest:
         found = replace(found, split=found.split or row.split, origin=origin)
         if row.name != found.name:
             return found, row
-        image = found.image
-        if row.spacing_mm is not None or row.affine is not None or row.unit != "arbitrary":
-            affine = None if row.affine is None else np.array(row.affine, np.float64)
-            image = Image(image.values, row.spacing_mm, affine, row.unit)
-        label, traits = found.label or row.label, {**found.traits, **row.traits}
+        affine = None if row.affine is None else np.array(row.affine, np.float64)
+        image = Image(found.image.values, row.spacing_mm, affine, row.unit)
+        label, traits = found.label or row.label, row.traits
         return replace(found, label=label, traits=traits, image=image), row
 
 
