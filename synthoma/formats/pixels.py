@@ -244,5 +244,7 @@ def write_png(path: Path, case: Case) -> None:
         text.add_itxt(key, word) if not word.isascii() else text.add_text(key, word)
     pixels = values[0] if len(values) == 1 else values.transpose(1, 2, 0)
     buffer = io.BytesIO()
-    Pillow.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", pnginfo=text, compress_level=1)
+    Pillow.fromarray(np.ascontiguousarray(pixels)).save(
+        buffer, "PNG", pnginfo=text, compress_level=1
+    )
     path.write_bytes(buffer.getvalue())
