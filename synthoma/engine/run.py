@@ -4,7 +4,7 @@
     RUN/log.jsonl           one row each `log_every` steps
     RUN/tensorboard/        the same for TensorBoard
     RUN/samples/*.png       grids from fixed noise
-    RUN/checkpoints/*.pt    the newest few, and best.pt
+    RUN/checkpoints/        the newest few steps and the best, safetensors too
     RUN/model.safetensors   weights to use and share (averaged where the system averages)
     RUN/model.json          which system, its settings, what the weights saw
 
@@ -14,7 +14,6 @@ one. Files of equal content have equal bytes.
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import platform
@@ -23,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from synthoma import __version__
 from synthoma.data.store import read_json, write_json
 from synthoma.errors import DataError, SettingsError
 
+#: Nested dicts and lists of tensors, numbers, strings and None.
 State = dict[str, Any]
 
 
@@ -47,6 +47,40 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def pack(state: State) -> bytes:
+    """A state as bytes that depend on its content alone (pickled bytes depend on identities)."""
+    tensors: dict[str, Tensor] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            tensors[f"{len(tensors):06}"] = value.detach().cpu().clone().contiguous()
+            return {"tensor": f"{len(tensors) - 1:06}"}
+        if isinstance(value, Mapping):
+            return {"items": [[key, plain(own)] for key, own in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return [plain(own) for own in value]
+        return value
+
+    return save(tensors, {"state": json.dumps(plain(state))})
+
+
+def unpack(path: Path) -> State:
+    """What `pack` made of a state; tuples have become lists."""
+    with safe_open(str(path), framework="pt") as file:
+
+        def rich(value: Any) -> Any:
+            if isinstance(value, list):
+                return [rich(own) for own in value]
+            if not isinstance(value, dict):
+                return value
+            if "tensor" in value:
+                return file.get_tensor(value["tensor"])
+            return {key: rich(own) for key, own in value["items"]}
+
+        state: State = rich(json.loads(file.metadata()["state"]))
+    return state
 
 
 def versions() -> dict[str, str]:
@@ -124,9 +158,7 @@ class Run:
 
     def save(self, name: str, state: State) -> None:
         """Write a checkpoint."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)  # through memory: a path would be written into the archive
-        write_bytes(self.checkpoints / name, buffer.getvalue())
+        write_bytes(self.checkpoints / f"{name}.safetensors", pack(state))
 
     def load(self, name: str) -> State:
         """Read a checkpoint of one's own.
@@ -134,27 +166,26 @@ class Run:
         Raises:
             DataError: It cannot be read.
         """
-        path = self.checkpoints / name
+        path = self.checkpoints / f"{name}.safetensors"
         try:
-            state: State = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
+            return unpack(path)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a readable checkpoint ({error})") from error
-        return state
 
     def steps_saved(self) -> list[int]:
         """Steps of the numbered checkpoints, rising."""
-        return sorted(int(path.stem.split("-")[1]) for path in self.checkpoints.glob("step-*.pt"))
+        return sorted(int(path.stem.split("-")[1]) for path in self.checkpoints.glob("step-*.safetensors"))
 
     def save_step(self, step: int, state: State, *, keep: int) -> None:
         """Write the checkpoint of a step and remove all but the newest `keep`."""
-        self.save(f"step-{step:08}.pt", state)
+        self.save(f"step-{step:08}", state)
         for old in self.steps_saved()[:-keep]:
-            (self.checkpoints / f"step-{old:08}.pt").unlink()
+            (self.checkpoints / f"step-{old:08}.safetensors").unlink()
 
     def load_newest(self) -> State | None:
         """The newest checkpoint that can be read, or None where there is none yet."""
         steps = self.steps_saved()
-        return self.load(f"step-{steps[-1]:08}.pt") if steps else None
+        return self.load(f"step-{steps[-1]:08}") if steps else None
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to log.jsonl."""

@@ -19,6 +19,9 @@ from synthoma.engine.system import Batch, Player, Request, System, Turn
 from synthoma.errors import DivergedError
 
 
+SHOWN_EVERY_SECONDS = 0.5
+
+
 class Serve(Protocol):
     """Gives the batch for (request, step, move, part); a pure function, so that a resumed run
     sees what an uninterrupted one would have seen. May also have `prefetch` of the same form."""
@@ -216,7 +219,7 @@ class Game:
     def to_use(self, run: Run | None) -> None:
         """Put the weights to use in place: the best where one was kept, averaged otherwise."""
         if self.settings.keep_best and self.best_step:
-            best = self.best_state if run is None else run.load("best.pt")
+            best = self.best_state if run is None else run.load("best")
             if best is None:
                 raise AssertionError("a best step without its weights")
             self.system.load_state_dict(best)
@@ -245,7 +248,7 @@ def play(
         if prefetch is not None and not last:
             prefetch(game.system.request(step + 1), step + 1, 0)
         now = time.monotonic()
-        if watch.progress is not None and (now - shown > 0.5 or last):
+        if watch.progress is not None and (now - shown >= SHOWN_EVERY_SECONDS or last):
             watch.progress(step, settings.steps, seen / (now - began), terms)
             shown = now
         if run is not None and (step % settings.log_every == 0 or last):
@@ -290,7 +293,7 @@ def validate(
                 if run is None:
                     game.best_state = weights
                 else:
-                    run.save("best.pt", weights)
+                    run.save("best", weights)
             else:
                 game.unimproved += 1
     if run is not None:
