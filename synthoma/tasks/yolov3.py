@@ -8,9 +8,11 @@ Papers:
   at 416 and testing at 608 pixels, batch 64, Adam 1e-3, classic augmentation
 Differs from the papers: one grey channel, where Han et al. do not say; anchors from the training
 boxes (YOLOv3: COCO's); one training side (YOLOv3: 320 to 608 in turn); no pre-trained backbone
-unless `read_weights` is called. The squared error of t_x and t_y is taken after the sigmoid, and
-boxes weigh 2 - their share of the image, both as in the authors' program. The paper ignores boxes
-over IoU 0.5 (its cfg says 0.7). How strong the augmentation is, Han et al. do not say.
+unless `read_weights` is called. The squared error is that of the four t, as the YOLOv3 paper says
+(its authors' program takes t_x and t_y after the sigmoid); where a box's centre is within 1 % of
+its cell's edge, the truth is cut there, since its t is infinite at the edge. Boxes weigh 2 - their
+share of the image, as in that program. Predictions over IoU 0.5 with a box are no false alarms, as
+in the paper (yolov3.cfg says 0.7). How strong the augmentation is, Han et al. do not say.
 GIoU (Rezatofighi et al. 2019, https://arxiv.org/abs/1902.09630), AdamW, cosine rate, averaged
 weights and an objectness prior (Lin et al. 2017, RetinaNet) are settings, off by default.
 """
@@ -46,6 +48,8 @@ MOST_BOXES = 300
 """Detections an image, at most."""
 MOST_CANDIDATES = 3_000
 """Scores an image that enter suppression, best first."""
+EDGE = 0.01
+"""How near to its cell's edge, as a share of the cell, the squared error asks a centre to be."""
 
 
 class YOLOv3Config(BaseModel):
@@ -235,10 +239,9 @@ class YOLOv3(Detector):
             )
             error = 1 - pair_iou(placed, own)[1]
         else:
-            off = torch.cat(
-                [found[:, :2].sigmoid() - wanted.offset, found[:, 2:4] - wanted.growth], dim=1
-            )
-            error = off.square().sum(1) / 2
+            # the answer that `decode` turns into this box
+            answer = torch.cat([wanted.offset.clamp(EDGE, 1 - EDGE).logit(), wanted.growth], 1)
+            error = (found[:, :4] - answer).square().sum(1) / 2
         share = (own[:, 2:] - own[:, :2]).prod(1) / (space[0] * space[1])
         with torch.no_grad():
             is_object = torch.zeros(raw.shape[:2], device=raw.device)
