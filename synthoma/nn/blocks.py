@@ -125,17 +125,21 @@ class EqualLinear(nn.Module):
 
 
 class _LeakyGradient(torch.autograd.Function):
-    """grad -> grad where out > 0, SLOPE * grad elsewhere; linear in grad, constant in out."""
+    """grad -> grad where out > 0, SLOPE * grad elsewhere; linear in grad, constant in out.
+
+    No gradient must stay none, or autograd makes zeros of it and pushes them on.
+    """
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, out: Tensor) -> Tensor:
         ctx.save_for_backward(out)
+        ctx.set_materialize_grads(False)
         return torch.ops.aten.leaky_relu_backward(grad, out, SLOPE, True)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (out,) = ctx.saved_tensors
-        return _LeakyGradient.apply(grads[0], out), None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        (out,), (grad,) = ctx.saved_tensors, grads
+        return (None if grad is None else _LeakyGradient.apply(grad, out)), None
 
 
 class _Leaky(torch.autograd.Function):
@@ -144,12 +148,13 @@ class _Leaky(torch.autograd.Function):
         out = F.leaky_relu_(x, SLOPE)
         ctx.mark_dirty(x)
         ctx.save_for_backward(out)
+        ctx.set_materialize_grads(False)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (out,) = ctx.saved_tensors
-        return cast(Tensor, _LeakyGradient.apply(grads[0], out.detach()))
+    def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
+        (out,), (grad,) = ctx.saved_tensors, grads
+        return None if grad is None else _LeakyGradient.apply(grad, out.detach())
 
 
 def leaky_relu_(x: Tensor) -> Tensor:
