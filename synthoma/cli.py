@@ -110,6 +110,75 @@ def read_pairs(items: list[str] | None, option: str) -> dict[str, str]:
     return pairs
 
 
+@data_app.command("import")
+def data_import(
+    source: Annotated[Path, typer.Argument(help="A file or folder, as the format wants it.")],
+    out: Out,
+    format: Annotated[str, typer.Option(help="csv, folder, coco, yolo, voc or nifti.")],
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="NAME=COLUMN", help="csv: where a column has another name."),
+    ] = None,
+    patient_block: Annotated[
+        int | None, typer.Option(min=1, help="N consecutive ids are one patient.")
+    ] = None,
+    patient_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression that finds the patient in a path.")
+    ] = None,
+    drop_duplicates: Annotated[
+        bool, typer.Option(help="Leave out images that an earlier patient has too.")
+    ] = False,
+    config: Config = None,
+    replaced: Set = None,
+) -> None:
+    """Read annotated files into a dataset folder.
+
+    A file that cannot be read is named and left out; the rest is imported. Settings of a format:
+    `synthoma config FORMAT`, and --set FORMAT.FIELD=VALUE.
+    """
+    from synthoma.formats import load_format
+    from synthoma.formats.convert import import_dataset
+    from synthoma.settings import replaced as replaced_settings
+
+    settings = read_settings(config, replaced)
+    if wrong := set(settings) - {format}:
+        raise SettingsError(f"no settings {sorted(wrong)}; allowed: {format}.FIELD")
+    own = replaced_settings(load_format(format).Settings(), settings.get(format, {}), format)
+    done = import_dataset(
+        source,
+        out,
+        format=format,
+        settings=own,
+        mapping=read_pairs(mapping, "--map"),
+        patient_block=patient_block,
+        patient_pattern=patient_pattern,
+        drop_duplicates=drop_duplicates,
+    )
+    for message in done.errors:
+        print(f"left out: {message}", file=sys.stderr)
+    say(f"{done.n_cases} cases, {done.n_boxes} boxes, {done.n_patients} patients in {out}")
+    say(f"patients: {done.patients_from}; splits: {done.splits_from}")
+    for what, counts in (("left out", done.dropped), ("noted", done.noted)):
+        for reason, n in counts.items():
+            say(f"{what}: {n} ({reason})")
+
+
+@data_app.command("export")
+def data_export(
+    folder: Annotated[Path, typer.Argument(help="A dataset folder.")],
+    out: Out,
+    format: Annotated[str, typer.Option(help="csv, folder, coco, yolo, voc or nifti.")],
+) -> None:
+    """Write a dataset folder as files that other programs read; synthetic ones say so."""
+    from synthoma.data.dataset import Dataset
+    from synthoma.formats.convert import export_dataset
+
+    done = export_dataset(Dataset.open(folder), out, format=format)
+    say(f"{done.n_cases} cases ({done.n_synthetic} synthetic) in {out}")
+    for reason, n in done.noted.items():
+        say(f"noted: {n} ({reason})")
+
+
 @data_app.command("phantoms")
 def data_phantoms(
     out: Out,
@@ -210,7 +279,7 @@ def data_prepare(
     """
     from synthoma.data.prepare import Prepare, prepare
     from synthoma.data.store import Dataset
-    from synthoma.synthesis.fit import replaced as replaced_settings
+    from synthoma.settings import replaced as replaced_settings
 
     settings = read_settings(config, replaced)
     if set(settings) - {"prepare"}:
@@ -432,15 +501,18 @@ def zoo() -> None:
 
 @app.command("config")
 def show_config(
-    name: Annotated[str, typer.Argument(help="A system, or prepare.")],
+    name: Annotated[str, typer.Argument(help="A system, a format, or prepare.")],
     preset: Annotated[str, typer.Option(help="paper, small or smoke.")] = "paper",
 ) -> None:
     """Print the full settings of a system as YAML, each with what it means."""
     from synthoma.data.prepare import Prepare
-    from synthoma.zoo import describe, load_entry
+    from synthoma.formats import FORMATS, load_format
+    from synthoma.settings import describe
+    from synthoma.zoo import load_entry
 
-    if name == "prepare":
-        say("\n".join(["prepare:", *describe(Prepare(), "  ")]))
+    if name == "prepare" or name in FORMATS:
+        own = Prepare() if name == "prepare" else load_format(name).Settings()
+        say("\n".join([f"{name}:", *describe(own, "  ")]))
         return
     presets = load_entry(name).presets
     if preset not in presets:

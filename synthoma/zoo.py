@@ -55,23 +55,3 @@ def load_entry(name: str) -> Entry:
         presets=module.PRESETS,
         fitted=module.fitted,
     )
-
-
-def describe(settings: "BaseModel", indent: str = "") -> list[str]:
-    """Settings as lines of YAML, each field under a comment that says what it means."""
-    import yaml  # noqa: PLC0415
-    from pydantic import BaseModel  # noqa: PLC0415
-
-    lines = []
-    for name, field in type(settings).model_fields.items():
-        if field.description:
-            lines.append(f"{indent}# {field.description}")
-        value = getattr(settings, name)
-        if isinstance(value, BaseModel):
-            lines.append(f"{indent}{name}:")
-            lines += describe(value, indent + "  ")
-        else:
-            plain = settings.model_dump(mode="json", include={name})[name]
-            text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).strip()
-            lines.append(f"{indent}{name}: {text.removesuffix('...').strip()}")
-    return lines

@@ -115,8 +115,8 @@ def warnings(work: "Work", table: Table, n_patients: int) -> list[str]:
     said = []
     if work.study.scale in ("demo", "smoke"):
         said.append(
-            f"Scale {work.study.scale}: detectors train for minutes and are limited by that, not by "
-            "their data. This run shows that the chain works; it cannot show whether synthetic "
+            f"Scale {work.study.scale}: detectors train for minutes and are limited by that, not "
+            "by their data. This run shows that the chain works; it cannot show whether synthetic "
             "data helps."
         )
     if work.study.scale == "demo":

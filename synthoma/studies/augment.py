@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ from synthoma.errors import DataError, SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.report.page import write_report
+from synthoma.settings import replaced
 from synthoma.studies.account import account
 from synthoma.studies.detection import Cell, run_cell
 from synthoma.synthesis.draw import draw
-from synthoma.synthesis.fit import TrainingData, fit, replaced, resume
+from synthoma.synthesis.fit import TrainingData, fit, resume
 from synthoma.zoo import load_entry
 
 BASELINE = "real + classic"
@@ -196,7 +198,7 @@ class Work:
             ("draw", self.draw),
         ]
         parts += [
-            (f"{setup.name}, seed {seed}", lambda setup=setup, seed=seed: self.cell(setup, seed))
+            (f"{setup.name}, seed {seed}", partial(self.cell, setup, seed))
             for seed in range(self.study.seeds)
             for setup in setups(self.study.ratios)
         ]
@@ -333,12 +335,11 @@ def demo_study(phantoms: Path, *, seed: int) -> Study:
     from synthoma.gans.cpggan import DEMO  # noqa: PLC0415 (imports torch)
 
     study = settings_for(phantoms, scale="smoke", also=[], seed=seed, overrides={})
+    system = DEMO.system.model_dump(mode="json")
     return study.model_copy(
         update={
             "scale": "demo",
-            "prepare": Prepare(side_px=DEMO.system.side_px, intensity="keep", crop=False),
-            "generator": Trained(
-                name="cpggan", system=DEMO.system.model_dump(mode="json"), train=DEMO.train
-            ),
+            "prepare": Prepare(side_px=system["side_px"], intensity="keep", crop=False),
+            "generator": Trained(name="cpggan", system=system, train=DEMO.train),
         }
     )

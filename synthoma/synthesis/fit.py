@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from synthoma.data.batches import Batch, Pool, Server
 from synthoma.data.sheet import contact_sheet, draw_boxes, to_bytes, write_png
@@ -26,12 +26,11 @@ from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Detector, System
 from synthoma.engine.train import Outcome, Watch, generator_for, train
 from synthoma.errors import DataError, SettingsError
+from synthoma.settings import replaced
 from synthoma.zoo import load_entry
 
 #: (step, steps, images per second, losses by name)
 Progress = Callable[[int, int, float, dict[str, float]], None]
-
-Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class TrainingData(BaseModel):
@@ -141,19 +140,6 @@ def resolve(
         replaced(chosen.system, overrides.get("system", {}), f"{name} system"),
         replaced(chosen.train, overrides.get("train", {}), "train"),
     )
-
-
-def replaced(settings: Settings, fields: Mapping[str, Any], what: str) -> Settings:
-    """`settings` with some fields replaced and all checked again."""
-    try:
-        return type(settings).model_validate(settings.model_dump() | dict(fields))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        allowed = ", ".join(type(settings).model_fields)
-        raise SettingsError(
-            f"{what}.{name}: {first['msg']} (given {first['input']!r}); fields: {allowed}"
-        ) from None
 
 
 def fit(
