@@ -86,7 +86,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def flat(content: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
+def flat(content: Mapping[str, Any], path: str = "", joint: str = ".") -> list[tuple[str, str]]:
     """Nested settings as rows of a dotted name and a value.
 
     Example:
@@ -96,7 +96,7 @@ def flat(content: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, item in content.items():
         if isinstance(item, Mapping) and item:
-            rows += flat(item, f"{path}{name}.")
+            rows += flat(item, f"{path}{name}{joint}", joint)
         elif isinstance(item, list | tuple) and not any(
             isinstance(part, Mapping | list | tuple) for part in item
         ):

@@ -11,13 +11,14 @@ import io
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from synthoma.errors import DataError
+from synthoma.report.table import display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,6 +104,8 @@ class Chart:
     light: str
     dark: str
     alt: str
+    legend: tuple[tuple[str, "Series"], ...] = ()
+    """Names of the lines, where the page has no legend for all charts."""
 
 
 @dataclass(frozen=True)
@@ -203,47 +206,55 @@ def froc_chart(froc: Froc, series: Mapping[str, Series]) -> Chart:
 
 
 def training_charts(run: TrainingRun) -> list[Chart]:
-    """One chart a player, its loss terms against the step, and one of the validations."""
-    lines: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    """Loss terms against the step, a chart a player; then a chart a metric of the validations."""
+    losses: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    judged: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in run.rows:
-        terms = {k: v for k, v in row.items() if "/" in k and isinstance(v, int | float)}
-        terms |= {f"validation/{k}": v for k, v in dict(row.get("validation", {})).items()}
-        for name, value in terms.items():
-            player, term = name.split("/", 1)
-            if isinstance(value, int | float) and np.isfinite(value):
-                lines[player][term].append((float(row["step"]), float(value)))
-    players = sorted(lines, key=lambda player: player == "validation")
-    return [_training_chart(run.name, player, lines[player]) for player in players]
+        for name, value in row.items():
+            if "/" in name and _is_number(value):
+                player, term = name.split("/", 1)
+                losses[player][term].append((row["step"], value))
+        for name, value in (row.get("validation") or {}).items():
+            if _is_number(value):
+                judged[name].append((row["step"], value))
+    charts = [_training_chart(run.name, player, terms) for player, terms in losses.items()]
+    return charts + [
+        _training_chart(run.name, f"validation, {display(name).label}", {"": points})
+        for name, points in judged.items()
+    ]
 
 
-def _training_chart(run: str, player: str, terms: Mapping[str, list[tuple[float, float]]]) -> Chart:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and bool(np.isfinite(value))
+
+
+def _training_chart(run: str, title: str, terms: Mapping[str, list[tuple[float, float]]]) -> Chart:
+    lines = [(Series(i), np.array(points, np.float64)) for i, points in enumerate(terms.values())]
+
     def draw(axes: "Axes", colours: Sequence[str]) -> None:
-        handles = []
-        for i, points in enumerate(terms.values()):
-            look, xy = Series(i), np.array(points)
-            mean, low, high = _binned(xy)
+        for look, points in lines:
+            mean, low, high = _binned(points)
             colour = colours[look.colour]
-            if len(mean) < len(xy):
+            if len(mean) < len(points):
                 axes.fill_between(mean[:, 0], low, high, color=colour, alpha=0.13, linewidth=0)
-            dot: dict[str, Any] = {"marker": look.mark, "markersize": 4} if len(xy) <= 12 else {}
-            handles += axes.plot(
+            dot: dict[str, Any] = {"marker": "o", "markersize": 4} if len(points) <= 12 else {}
+            axes.plot(
                 mean[:, 0], mean[:, 1], color=colour, linewidth=1.5, dashes=look.dashes, **dot
             )
-        values = np.concatenate([np.array(points)[:, 1] for points in terms.values()])
-        if len(values) > 8 and np.abs(values).max() > 50 * max(np.median(np.abs(values)), 1e-9):
-            axes.set_yscale("symlog", linthresh=max(float(np.median(np.abs(values))), 1e-6))
+        size = np.abs(np.concatenate([points[:, 1] for _, points in lines]))
+        usual = max(float(np.median(size)), 1e-6)
+        if len(size) > 8 and size.max() > 50 * usual:  # one spike would flatten everything
+            axes.set_yscale("symlog", linthresh=usual)
             axes.yaxis.set_minor_locator(_no_ticks())
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
         axes.set_xlabel("Step")
-        axes.set_ylabel("Loss" if player != "validation" else "Metric")
-        names = [f" {name}" for name in terms]  # a leading "_" would hide it
-        axes.legend(
-            handles, names, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(3, len(names)),
-            frameon=False, borderaxespad=0.2, handlelength=2.6,
-        )  # fmt: skip
 
-    ends = "; ".join(f"{name} ends at {points[-1][1]:.3g}" for name, points in terms.items())
-    what = "validation metrics" if player == "validation" else f"losses of the {player}"
-    return _chart(player, f"{run}, {what} against the training step: {ends}.", draw, (4.4, 2.9))
+    legend = tuple(zip(terms, (look for look, _ in lines), strict=True)) if len(terms) > 1 else ()
+    ends = "; ".join(
+        f"{name} ends at {points[-1][1]:.3g}".strip() for name, points in terms.items()
+    )
+    alt = f"{run}, {title}, against the training step: {ends}."
+    return replace(_chart(title, alt, draw, (4.4, 2.8)), legend=legend)
 
 
 def _chart(
@@ -279,7 +290,6 @@ def _svg(
         "xtick.color": ink, "ytick.color": ink, "axes.facecolor": "none",
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
         "grid.color": faint, "grid.linewidth": 0.7, "axes.axisbelow": True,
-        "legend.labelcolor": ink, "legend.fontsize": 9.5,
     }  # fmt: skip
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()

@@ -47,7 +47,7 @@ def to_markdown(report: Report) -> str:
         cells = [[row.setup, *map(_beside, found), row.source] for row, found in lines_said]
         parts += ["## Published", markdown_table(header, cells)]
     facts = (
-        ("Data", flat(report.data)),
+        ("Data", flat(report.data, joint=": ")),
         ("Time", times(report.seconds)),
         ("Settings", flat(report.settings)),
         ("Versions", list(report.versions.items())),

@@ -118,7 +118,7 @@ def to_html(report: Report) -> str:
         columns=_found_by(report),
         detections=[_drawn(report, slice_, limit) for slice_ in report.detections],
         training=[(run.name, training_charts(run)) for run in report.training],
-        data=flat(report.data),
+        data=flat(report.data, joint=": "),
         seconds=times(report.seconds),
         settings=flat(report.settings),
     )
