@@ -1,11 +1,14 @@
-"""PGGAN has the sizes of the paper, its layers their plain equivalents' values, its growth a plan."""
+"""PGGAN has the sizes of the paper, its layers the values of plain ones, its growth a plan."""
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -47,7 +50,7 @@ def test_at_1024_pixels_both_networks_have_the_23_1_million_weights_of_table_2()
     widths = (512, 512, 512, 512, 256, 128, 64, 32, 16)
     drawn = 512 * 512 * 16 + 512 + (512 * 512 * 9 + 512) + (16 * 3 + 3)
     judged = (3 * 16 + 16) + (513 * 512 * 9 + 512) + (512 * 512 * 16 + 512) + (512 + 1)
-    for low, high in zip(widths, widths[1:], strict=False):
+    for low, high in pairwise(widths):
         drawn += (low * high * 9 + high) + (high * high * 9 + high)
         judged += (high * high * 9 + high) + (high * low * 9 + low)
     assert size(generator, lower) == drawn == 23_071_507
@@ -100,6 +103,26 @@ def test_the_schedule_by_hand():
         ((16, 1.0), (16, True)),
         *[((16, 1.0), (16, False))] * 4,
     ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 50), st.integers(1, 99), st.integers(1, 99), st.sampled_from([4, 8, 32]))
+def test_growth_never_goes_back_and_only_a_fading_resolution_is_partly_there(
+    batch_size, stable_images, fade_images, side_px
+):
+    config = PGGANConfig(
+        side_px=side_px,
+        batch_size=batch_size,
+        stable_images=stable_images,
+        fade_images=fade_images,
+    )
+    plan = [(*phase(config, step), stage(config, step)) for step in range(1, 200)]
+    for (side, fade, (staged, fading)), (next_side, next_fade, _) in pairwise(plan):
+        assert side == staged
+        assert 0 < fade <= 1
+        assert fading or fade == 1
+        assert next_side >= side
+        assert next_side > side or next_fade >= fade
 
 
 def test_a_resolution_that_has_not_begun_to_fade_in_changes_nothing():
