@@ -4,7 +4,8 @@
      "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [x, y, width, height]}],
      "categories": [{"id": 1, "name": "tumour"}]}
 
-Boxes are x, y of the upper left corner, width and height in pixels, continuous: [x, x + width) here.
+Boxes are x, y of the upper left corner, width and height in pixels, continuous: [x, x + width)
+here.
 A file name is relative to `images/` beside the table, or to the table's own folder. Annotations of
 crowds are left out and counted; images without annotations are images known to have no boxes.
 An image's entry may have `patient`, `split` and `label`, which COCO does not know; exports do.
@@ -20,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from synthoma.data.case import Case, no_boxes
-from synthoma.data.store import Dataset
+from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError
 from synthoma.formats.naming import FileNames
 from synthoma.formats.pixels import PictureReader, PictureSettings, write_png
@@ -134,7 +135,6 @@ def read(
                 box_labels=tuple(labels[key]),
                 patient=picture.patient,
                 split=split_name(picture.split, f"{table}, {name}") if picture.split else None,
-                number=str(key),
                 origin=origin,
             )
         ]

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from synthoma.data.boxes import clip, sides
 from synthoma.data.case import Case, Real
+from synthoma.data.dataset import Dataset
 from synthoma.data.split import Splits, splits_from_cases
-from synthoma.data.store import Dataset, DatasetWriter, new_folder
+from synthoma.data.store import DatasetWriter, new_folder
 from synthoma.errors import DataError, LeakError, SettingsError
 from synthoma.formats import load_format
 from synthoma.formats.manifest import Manifest, read_manifest, writing_manifest
@@ -132,11 +133,8 @@ class _Import:
         for entry in self.reading.entries:
             for read in self._read(entry):
                 found, row = self.manifest.complete(read) if self.manifest else (read, None)
-                if listed and row is not None:
-                    patient = row.patient_id
-                    n_listed += 1
-                else:
-                    patient = rule(read)
+                patient = row.patient_id if listed and row is not None else rule(read)
+                n_listed += row is not None and row.patient_id == patient
                 self._check_split(found, patient)
                 exported = row is not None and row.name == found.name
                 self._add(found, patient, row.case_id if row and exported else found.name)

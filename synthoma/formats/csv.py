@@ -22,7 +22,7 @@ from typing import TextIO
 import numpy as np
 
 from synthoma.data.case import Case, no_boxes
-from synthoma.data.store import Dataset
+from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError, SettingsError
 from synthoma.formats.naming import FileNames
 from synthoma.formats.pixels import PictureReader, PictureSettings, write_png

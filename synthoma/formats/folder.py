@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from synthoma.data.case import Case
-from synthoma.data.store import Dataset
+from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError
 from synthoma.formats.naming import FileNames
 from synthoma.formats.pixels import PICTURES, PictureReader, PictureSettings, write_png

@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from synthoma import __version__
 from synthoma.data.case import Case, Image, Synthetic, Unit
-from synthoma.data.store import Dataset, write_json
+from synthoma.data.dataset import Dataset
+from synthoma.data.store import write_json
 from synthoma.errors import DataError
 from synthoma.formats.source import (
     MANIFEST,

@@ -25,7 +25,7 @@ from scipy import ndimage
 
 from synthoma import __version__
 from synthoma.data.case import Case, Synthetic, no_boxes
-from synthoma.data.store import Dataset
+from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError
 from synthoma.formats.naming import FileNames
 from synthoma.formats.pairs import Pair, mask_kind, pair, patient_of, sequence_of

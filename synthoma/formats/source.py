@@ -23,7 +23,7 @@ from jaxtyping import Float
 from pydantic import BaseModel
 
 from synthoma.data.case import Case, Image, Real, Synthetic, Traits
-from synthoma.data.store import Dataset
+from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError
 
 #: Largest table (csv, JSON) in bytes and in values: what a GiB of memory takes in.

@@ -21,7 +21,7 @@ from defusedxml.ElementTree import fromstring
 from pydantic import Field
 
 from synthoma.data.case import Case, no_boxes
-from synthoma.data.store import Dataset
+from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError
 from synthoma.formats.naming import FileNames
 from synthoma.formats.pixels import PICTURES, PictureReader, PictureSettings, write_png

@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from synthoma.data.case import Case, no_boxes
-from synthoma.data.store import Dataset
+from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError
 from synthoma.formats.naming import FileNames
 from synthoma.formats.pixels import PICTURES, PictureReader, PictureSettings, write_png
@@ -56,7 +56,7 @@ def read(
         folders = PurePosixPath(name).parts[:2]
         if "images" in folders and name.lower().endswith(PICTURES):
             names.append(name)
-        elif "labels" in folders and name.endswith(".txt"):
+        elif "labels" in folders and name.endswith(".txt") and not name.endswith("classes.txt"):
             labels.add(name)
         elif "images" in folders:
             tally.drop("not a picture", name)
@@ -71,7 +71,8 @@ def read(
 
     def read_one(name: str) -> list[Found]:
         image, origin = pictures.read(inside(source, name))
-        boxes, own = no_boxes(2), ()
+        boxes: np.ndarray = no_boxes(2)
+        own: tuple[str, ...] = ()
         if label_of[name] in labels:
             boxes, own = read_labels(inside(source, label_of[name]), image.space, classes)
         return [Found(name, image, boxes=boxes, box_labels=own, split=splits[name], origin=origin)]

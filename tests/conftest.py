@@ -1,0 +1,16 @@
+"""Fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images; the test is skipped where it is absent."""
+    root = Path(__file__).parent.parent
+    folder = root / os.environ.get("SYNTHOMA_REAL_DATA", "../shared/data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}; SYNTHOMA_REAL_DATA names its place")
+    return folder
