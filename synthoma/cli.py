@@ -212,8 +212,8 @@ def data_show(
     """Say what a dataset folder holds; with --out, draw some of its cases with their boxes."""
     import numpy as np
 
+    from synthoma.data.dataset import Dataset
     from synthoma.data.sheet import contact_sheet, draw_boxes, to_bytes, write_png
-    from synthoma.data.store import Dataset
 
     dataset = Dataset.open(folder)
     about = dataset.about
@@ -256,8 +256,8 @@ def data_split(
     ] = (0.7, 0.1, 0.2),
 ) -> None:
     """Split a dataset anew, by patient; the image files are shared, not copied."""
+    from synthoma.data.dataset import Dataset, resplit
     from synthoma.data.split import split_patients
-    from synthoma.data.store import Dataset, resplit
 
     dataset = Dataset.open(folder)
     splits = split_patients(dataset.patients, seed=seed, shares=shares)
@@ -277,8 +277,8 @@ def data_prepare(
 
     Further settings: `synthoma config prepare`, and --set prepare.FIELD=VALUE.
     """
+    from synthoma.data.dataset import Dataset
     from synthoma.data.prepare import Prepare, prepare
-    from synthoma.data.store import Dataset
     from synthoma.settings import replaced as replaced_settings
 
     settings = read_settings(config, replaced)
@@ -383,7 +383,7 @@ def sample(
 
     Example: synthoma sample runs/cpggan --n 2000 --out synthetic
     """
-    from synthoma.data.store import Dataset
+    from synthoma.data.dataset import Dataset
     from synthoma.synthesis.draw import draw
 
     with progress("sample") as tell:

@@ -13,7 +13,8 @@ from torch import Tensor
 from synthoma.data.batches import Batch, Pool, Request
 from synthoma.data.boxes import iou
 from synthoma.data.case import Case, Image, Real
-from synthoma.data.store import Dataset, DatasetWriter
+from synthoma.data.dataset import Dataset
+from synthoma.data.store import DatasetWriter
 from synthoma.engine.settings import TrainSettings
 from synthoma.engine.train import train
 from synthoma.errors import DataError, SettingsError

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from synthoma.data.boxes import scale
 from synthoma.data.classic import Classic, augment
-from synthoma.data.store import Dataset
+from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError
 
 #: Tensors by field name: "image" (n, c, *space) in [-1, 1]; "boxes" (m, 4 | 6) in pixels of the

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from synthoma.data.boxes import around, clip, shift, sides
 from synthoma.data.case import Case, Image
-from synthoma.data.store import Dataset, DatasetWriter
+from synthoma.data.dataset import Dataset
+from synthoma.data.store import DatasetWriter
 from synthoma.errors import DataError
 
 

@@ -1,18 +1,19 @@
-"""Dataset folders: a million cases, read as views, written as a stream.
+"""Writing dataset folders: a stream of cases, a million of them, appearing whole or not at all.
 
     D/dataset.json   what the folder holds, where patients come from, what was dropped
     D/cases.jsonl    one row a case
     D/shards/*.npy   image arrays (n, c, *space), memory-mapped
     D/splits.json    which patients are in which split
 
-Real and synthetic sets are the same thing. A folder appears whole or not at all.
+Real and synthetic sets are the same thing. `dataset.py` reads them.
 """
 
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,15 +21,17 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Shaped
 
 from synthoma import __version__
-from synthoma.data.case import DTYPES, Case, Image, Origin, Real, Synthetic, no_boxes
-from synthoma.data.split import SPLITS, Splits, check_splits, split_patients
+from synthoma.data.boxes import dimensions_of
+from synthoma.data.case import DTYPES, Case, Synthetic
+from synthoma.data.split import Splits, check_splits, split_patients
 from synthoma.errors import DataError, LeakError, SettingsError
 
 FORMAT = 1
 SHARD_BYTES = 1 << 28
+#: Shards that are open for writing at once; others are closed, and opened again when needed.
 OPEN_SHARDS = 16
 
 
@@ -39,29 +42,49 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         SettingsError: `out` exists already; nothing is ever overwritten.
     """
-    if out.exists():
-        raise SettingsError(f"{out} exists already; nothing is overwritten: give another --out")
+    refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.parent / f".{out.name}.{os.getpid()}.partial"
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = out.parent / f".{out.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.partial"
     draft.mkdir()
     try:
         yield draft
+        sync(draft)
+        refuse_existing(out)  # somebody may have made it meanwhile
         draft.rename(out)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    sync(out.parent)
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise a SettingsError where something has the name `out`."""
+    if out.exists() or out.is_symlink():
+        raise SettingsError(f"{out} exists already; nothing is overwritten: give another --out")
+
+
+def sync(folder: Path) -> None:
+    """Have the disk remember which names a folder holds."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     draft = path.with_name(f".{path.name}.partial")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:
@@ -70,37 +93,53 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error})") from None
 
 
 class Shard:
     """A growing .npy file: rows are appended and the header is set right at the end."""
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.path, self.shape, self.dtype, self.rows = path, shape, dtype, 0
-        self.file: BinaryIO = path.open("wb")
-        self.header_bytes = self.write_header()
+    def __init__(
+        self, number: int, folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self.number, self.shape, self.dtype, self.rows = number, shape, dtype, 0
+        self.path = folder / f"{number:05}.npy"
+        self.file: BinaryIO | None = self.path.open("xb")
+        self.header_bytes = self.write_header(self.file)
 
-    def write_header(self) -> int:
-        self.file.seek(0)
+    def write_header(self, file: BinaryIO) -> int:
         np.lib.format.write_array_header_1_0(
-            self.file,
+            file,
             {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, *self.shape)},
         )
-        return self.file.tell()
+        return file.tell()
 
-    def append(self, values: np.ndarray) -> int:
-        self.file.write(np.ascontiguousarray(values).tobytes())
+    def append(self, values: Shaped[np.ndarray, "c *space"]) -> int:
+        """Add a row, and return its number."""
+        if self.file is None:
+            self.file = self.path.open("r+b")
+            self.file.seek(0, os.SEEK_END)
+        self.file.write(values.data)
         self.rows += 1
         return self.rows - 1
 
-    def close(self) -> None:
-        if self.write_header() != self.header_bytes:
-            raise AssertionError("the .npy header grew")  # NumPy pads it for this very purpose
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
+    def pause(self) -> None:
+        """Let go of the file until the next row."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def finish(self) -> None:
+        """Set the header right and let go of the file."""
+        self.pause()
+        with self.path.open("r+b") as file:
+            if self.write_header(file) != self.header_bytes:
+                raise AssertionError("the .npy header grew")  # NumPy pads it for this very purpose
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class DatasetWriter:
@@ -145,15 +184,17 @@ class DatasetWriter:
         (self.folder / "shards").mkdir()
         self.rows = (self.folder / "cases.jsonl").open("wb")
         self.digest = hashlib.sha256()
-        self.open_shards: dict[tuple[Any, ...], tuple[int, Shard]] = {}
+        self.shards: dict[tuple[Any, ...], Shard] = {}
+        self.open_shards: OrderedDict[int, Shard] = OrderedDict()
         self.n_shards = self.n_cases = self.n_synthetic = 0
         self.seen_ids: set[str] = set()
         self.seen_images: dict[bytes, tuple[str, str]] = {}
         self.patients: dict[str, None] = {}
         self.labels: dict[str, None] = {}
         self.box_labels: dict[str, None] = {}
-        self.generators: dict[str, list[str]] = {}
+        self.generators: dict[str, tuple[str, ...]] = {}
         self.dimensions: int | None = None
+        self.boxes_have_labels: bool | None = None
         return self
 
     def drop(self, reason: str, name: str) -> None:
@@ -170,16 +211,16 @@ class DatasetWriter:
             DataError: The case breaks the contract; the message names it and the field.
             LeakError: The same image was already added under another patient.
         """
-        values = case.image.values
         self._check(case)
+        values = case.image.values
+        little_endian = values.dtype.newbyteorder("<")
+        values = np.ascontiguousarray(values, little_endian)
         key = hashlib.blake2b(
-            np.ascontiguousarray(values).tobytes(),
-            digest_size=16,
-            person=str(values.shape).encode()[:16],
+            values.data, digest_size=16, person=str(values.shape).encode()[:16]
         ).digest()
-        known = self.seen_images.setdefault(key, (case.case_id, case.patient_id))
-        real = not isinstance(case.origin, Synthetic)
-        if real and known[1] != case.patient_id and values.min() != values.max():
+        comparable = not isinstance(case.origin, Synthetic) and values.min() != values.max()
+        known = self.seen_images.get(key) if comparable else None
+        if known is not None and known[1] != case.patient_id:
             if self.drop_duplicates:
                 self.drop("the same image as an earlier patient's", case.case_id)
                 return
@@ -188,24 +229,19 @@ class DatasetWriter:
                 f"(patient {known[1]}): correct the patients, or leave it out "
                 "(data import --drop-duplicates)"
             )
-        self.seen_ids.add(case.case_id)
-        shard, row = self._store(values)
-        line = json.dumps(self._row(case, shard, row, key.hex()), ensure_ascii=False) + "\n"
-        self.rows.write(line.encode())
-        self.digest.update(line.encode())
-        self.n_cases += 1
-        self.patients[case.patient_id] = None
-        if case.label is not None:
-            self.labels[case.label] = None
-        self.box_labels.update(dict.fromkeys(case.box_labels))
-        if isinstance(case.origin, Synthetic):
-            self.n_synthetic += 1
-            self.generators.setdefault(case.origin.run, list(case.origin.trained_on))
+        shard = self._shard(values)
+        line = self._line(case, shard, key.hex())
+        shard.append(values)
+        self.rows.write(line)
+        self.digest.update(line)
+        self._remember(case)
+        if comparable:
+            self.seen_images.setdefault(key, (case.case_id, case.patient_id))
 
     def _check(self, case: Case) -> None:
         values, where = case.image.values, f"case {case.case_id!r}"
-        if case.case_id in self.seen_ids:
-            raise DataError(f"{where}: this id was added already")
+        if not case.case_id or case.case_id in self.seen_ids:
+            raise DataError(f"{where}: this id is empty or was added already")
         if not case.patient_id:
             raise DataError(f"{where}: the patient id is empty")
         if values.dtype.name not in DTYPES:
@@ -215,50 +251,91 @@ class DatasetWriter:
             raise DataError(f"{where}: shape {values.shape}; allowed: (c, (z,) y, x), none empty")
         if self.dimensions not in (None, d):
             raise DataError(f"{where}: {d}D, but earlier cases are {self.dimensions}D")
-        self.dimensions = d
-        if case.boxes is not None:
-            if case.boxes.shape[1] != 2 * d:
-                raise DataError(f"{where}: boxes {case.boxes.shape} in a {d}D image")
-            if not np.isfinite(case.boxes).all() or (case.boxes[:, d:] <= case.boxes[:, :d]).any():
-                raise DataError(f"{where}: a box is empty or not finite: {case.boxes.tolist()}")
-            if case.box_labels and len(case.box_labels) != len(case.boxes):
+        spacing = case.image.spacing_mm
+        if spacing is not None and (len(spacing) != d or not all(s > 0 for s in spacing)):
+            raise DataError(f"{where}: spacing_mm {spacing}; allowed: {d} numbers above 0")
+        self._check_boxes(case, d)
+        if isinstance(case.origin, Synthetic):
+            seen = self.generators.get(case.origin.run, case.origin.trained_on)
+            if seen != case.origin.trained_on:
                 raise DataError(
-                    f"{where}: {len(case.box_labels)} box labels for {len(case.boxes)} boxes"
+                    f"{where}: its run {case.origin.run} was trained on other patients than "
+                    "earlier cases say"
                 )
 
-    def _store(self, values: np.ndarray) -> tuple[int, int]:
+    def _check_boxes(self, case: Case, d: int) -> None:
+        where = f"case {case.case_id!r}"
+        n = 0 if case.boxes is None else len(case.boxes)
+        if case.boxes is not None:
+            if dimensions_of(case.boxes) != d:
+                raise DataError(f"{where}: boxes {case.boxes.shape} in a {d}D image")
+            boxes = case.boxes.astype(np.float32)
+            if not np.isfinite(boxes).all() or (boxes[:, d:] <= boxes[:, :d]).any():
+                raise DataError(f"{where}: a box is empty or not finite: {case.boxes.tolist()}")
+        if case.box_labels and len(case.box_labels) != n:
+            raise DataError(f"{where}: {len(case.box_labels)} box labels for {n} boxes")
+        if n and self.boxes_have_labels not in (None, bool(case.box_labels)):
+            raise DataError(
+                f"{where}: its boxes have {'' if case.box_labels else 'no '}labels, unlike those "
+                "of earlier cases; label all boxes or none"
+            )
+
+    def _remember(self, case: Case) -> None:
+        self.n_cases += 1
+        self.dimensions = len(case.image.space)
+        if case.boxes is not None and len(case.boxes):
+            self.boxes_have_labels = bool(case.box_labels)
+        self.seen_ids.add(case.case_id)
+        self.patients[case.patient_id] = None
+        if case.label is not None:
+            self.labels[case.label] = None
+        self.box_labels.update(dict.fromkeys(case.box_labels))
+        if isinstance(case.origin, Synthetic):
+            self.n_synthetic += 1
+            self.generators.setdefault(case.origin.run, case.origin.trained_on)
+
+    def _shard(self, values: Shaped[np.ndarray, "c *space"]) -> Shard:
+        """The shard that takes the next image of this shape and type."""
         key = (values.shape, values.dtype.str)
-        if key in self.open_shards:
-            number, shard = self.open_shards.pop(key)
-            if (shard.rows + 1) * values.nbytes > SHARD_BYTES:
-                shard.close()
-                number, shard = self._new_shard(values)
-        else:
-            if len(self.open_shards) >= OPEN_SHARDS:
-                oldest = next(iter(self.open_shards))
-                self.open_shards.pop(oldest)[1].close()
-            number, shard = self._new_shard(values)
-        self.open_shards[key] = (number, shard)  # most recently used last
-        return number, shard.append(values)
+        shard = self.shards.get(key)
+        if shard is not None and (shard.rows + 1) * values.nbytes > SHARD_BYTES:
+            self.open_shards.pop(shard.number, None)
+            shard.finish()
+            shard = None
+        if shard is None:
+            shard = Shard(self.n_shards, self.folder / "shards", values.shape, values.dtype)
+            self.shards[key] = shard
+            self.n_shards += 1
+        self.open_shards[shard.number] = shard
+        self.open_shards.move_to_end(shard.number)
+        if len(self.open_shards) > OPEN_SHARDS:
+            self.open_shards.popitem(last=False)[1].pause()
+        return shard
 
-    def _new_shard(self, values: np.ndarray) -> tuple[int, Shard]:
-        number = self.n_shards
-        self.n_shards += 1
-        path = self.folder / "shards" / f"{number:05}.npy"
-        return number, Shard(path, values.shape, values.dtype)
+    def _line(self, case: Case, shard: Shard, digest: str) -> bytes:
+        row = self._row(case) | {"shard": shard.number, "row": shard.rows, "digest": digest}
+        try:
+            return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(
+                f"case {case.case_id!r}: its traits, names or conditions cannot be written as JSON "
+                f"({error})"
+            ) from None
 
-    def _row(self, case: Case, shard: int, row: int, digest: str) -> dict[str, Any]:
+    def _row(self, case: Case) -> dict[str, Any]:
         content: dict[str, Any] = {"case_id": case.case_id, "patient_id": case.patient_id}
         if case.label is not None:
             content["label"] = case.label
-        if case.boxes is not None:
-            content["boxes"] = np.asarray(case.boxes, np.float64).round(4).tolist()
+        if case.boxes is not None:  # the shortest decimals that read back as the same float32
+            content["boxes"] = [
+                [float(str(edge)) for edge in box] for box in case.boxes.astype(np.float32)
+            ]
         if case.box_labels:
             content["box_labels"] = list(case.box_labels)
         if case.traits:
             content["traits"] = dict(case.traits)
         if case.image.spacing_mm is not None:
-            content["spacing_mm"] = list(case.image.spacing_mm)
+            content["spacing_mm"] = [float(s) for s in case.image.spacing_mm]
         if case.image.affine is not None:
             content["affine"] = case.image.affine.tolist()
         if case.image.unit != "arbitrary":
@@ -271,7 +348,7 @@ class DatasetWriter:
             }
         else:
             content["origin"] = {"real": case.origin.source}
-        return content | {"shard": shard, "row": row, "digest": digest}
+        return content
 
     def __exit__(
         self,
@@ -279,20 +356,29 @@ class DatasetWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.rows.close()
         try:
-            if error is None:
-                self._finish()
+            try:
+                if error is None:
+                    self._finish()
+            finally:
+                self.rows.close()
+                for shard in self.shards.values():
+                    shard.pause()
         except BaseException as own:
             self.guard.__exit__(type(own), own, own.__traceback__)
             raise
         self.guard.__exit__(kind, error, traceback)
 
     def _finish(self) -> None:
-        for _, shard in self.open_shards.values():
-            shard.close()
         if self.n_cases == 0:
             raise DataError(f"{self.out}: no case was left to write; dropped: {dict(self.dropped)}")
+        value_range = self.about["value_range"]
+        if value_range is not None and not value_range[0] < value_range[1]:
+            raise DataError(f"{self.out}: value_range {value_range}; allowed: (low, higher)")
+        for shard in self.shards.values():
+            shard.finish()
+        self.rows.flush()
+        os.fsync(self.rows.fileno())
         patients = list(self.patients)
         splits = self.splits(patients) if callable(self.splits) else self.splits
         splits = split_patients(patients, seed=0) if splits is None else splits
@@ -318,238 +404,9 @@ class DatasetWriter:
         )
 
 
-class Dataset:
-    """A dataset folder, or some of its cases; reading gives views of memory-mapped arrays.
+def __getattr__(name: str) -> Any:  # TEMPORARY, for the lead to delete: moved to dataset.py
+    if name in ("Dataset", "resplit"):
+        from synthoma.data import dataset  # noqa: PLC0415
 
-    Example:
-        ``Dataset.open(path).split("train").where(label="tumour")[0].image.values``
-    """
-
-    def __init__(
-        self, folder: Path, about: dict[str, Any], index: "Index", rows: np.ndarray
-    ) -> None:
-        self.folder, self.about, self.index, self.rows = folder, about, index, rows
-
-    @classmethod
-    def open(cls, folder: Path) -> "Dataset":
-        """Open a dataset folder.
-
-        Raises:
-            DataError: It is not one, or is damaged; the message names the file and the field.
-        """
-        folder = Path(folder)
-        if not (folder / "dataset.json").is_file():
-            raise DataError(f"{folder}: not a dataset folder (no dataset.json); see `data import`")
-        about = read_json(folder / "dataset.json")
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            found = about.get("format") if isinstance(about, dict) else about
-            raise DataError(
-                f"{folder}/dataset.json: format {found!r}; this synthoma reads {FORMAT}"
-            )
-        index = Index(folder)
-        return cls(folder, about, index, np.arange(len(index)))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[Case]:
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, i: int) -> Case:
-        """The i-th case; its image is a read-only view."""
-        content = self.index.read(int(self.rows[i]))
-        boxes = content.get("boxes")
-        affine = content.get("affine")
-        values = self.values(i)
-        if boxes is not None:
-            boxes = np.asarray(boxes, np.float32) if boxes else no_boxes(values.ndim - 1)
-        return Case(
-            case_id=content["case_id"],
-            patient_id=content["patient_id"],
-            image=Image(
-                values=values,
-                spacing_mm=tuple(content["spacing_mm"]) if "spacing_mm" in content else None,
-                affine=None if affine is None else np.asarray(affine, np.float64),
-                unit=content.get("unit", "arbitrary"),
-            ),
-            label=content.get("label"),
-            boxes=boxes,
-            box_labels=tuple(content.get("box_labels", ())),
-            traits=content.get("traits", {}),
-            origin=self._origin(content["origin"]),
-        )
-
-    def _origin(self, origin: dict[str, Any]) -> Origin:
-        if "real" in origin:
-            return Real(origin["real"])
-        run = origin["synthetic"]
-        seen = self.about["generators"][run]["trained_on"]
-        return Synthetic(run, origin["seed"], origin["conditions"], tuple(seen))
-
-    def values(self, i: int) -> Shaped[np.ndarray, "c *space"]:
-        """The i-th image's array, a read-only view (cheaper than the whole case)."""
-        row = int(self.rows[i])
-        return self.index.shard(int(self.index.shards[row]))[int(self.index.shard_rows[row])]
-
-    def boxes(self, i: int) -> Shaped[np.ndarray, "m k"]:
-        """The i-th case's boxes (m, 2 * dimensions); none where they were never annotated."""
-        row = int(self.rows[i])
-        start, stop = self.index.box_starts[row], self.index.box_starts[row + 1]
-        return self.index.boxes[start:stop].reshape(stop - start, 2 * int(self.about["dimensions"]))
-
-    def box_classes(self, i: int) -> Int64[np.ndarray, " m"]:
-        """The class of each box of the i-th case: its place in `box_labels`, 0 where it has none."""
-        row = int(self.rows[i])
-        return self.index.box_classes[self.index.box_starts[row] : self.index.box_starts[row + 1]]
-
-    @property
-    def box_labels(self) -> list[str]:
-        """The classes of boxes, sorted; one nameless class where boxes have none."""
-        return self.about["box_labels"] or ["lesion"]
-
-    @property
-    def labels(self) -> list[str]:
-        """The classes of images, sorted."""
-        return list(self.about["labels"])
-
-    @property
-    def patients(self) -> list[str]:
-        """Patient ids of these cases, each once, in order of appearance."""
-        codes, first = np.unique(self.index.patients[self.rows], return_index=True)
-        return [self.index.patient_names[code] for code in codes[np.argsort(first)]]
-
-    @property
-    def patient_ids(self) -> list[str]:
-        """The patient of every case."""
-        return [self.index.patient_names[code] for code in self.index.patients[self.rows]]
-
-    @property
-    def splits(self) -> Splits:
-        """Which patients are in which split."""
-        splits: Splits = read_json(self.folder / "splits.json")
-        return splits
-
-    @property
-    def generators_saw(self) -> dict[str, list[str]]:
-        """For each run that drew cases of this folder, the patients it was trained on."""
-        return {run: seen["trained_on"] for run, seen in self.about["generators"].items()}
-
-    def take(self, positions: Shaped[np.ndarray, " n"]) -> "Dataset":
-        """These cases alone, in this order."""
-        return Dataset(self.folder, self.about, self.index, self.rows[positions])
-
-    def of_patients(self, patients: list[str] | set[str]) -> "Dataset":
-        """The cases of these patients."""
-        wanted = {
-            self.index.patient_codes[name] for name in patients if name in self.index.patient_codes
-        }
-        return self.take(np.flatnonzero(np.isin(self.index.patients[self.rows], list(wanted))))
-
-    def split(self, name: str) -> "Dataset":
-        """The cases of one split: "train", "validation" or "test"."""
-        splits = self.splits
-        if name not in splits:
-            raise SettingsError(f"{self.folder}: no split {name!r}; there are {', '.join(splits)}")
-        return self.of_patients(set(splits[name]))
-
-    def where(self, **fields: str) -> "Dataset":
-        """The cases whose label or traits have these values: ``where(label="tumour")``."""
-        kept = []
-        for i in range(len(self)):
-            content = self.index.read(int(self.rows[i]))
-            found = {**content.get("traits", {}), "label": content.get("label")}
-            if all(str(found.get(name)) == value for name, value in fields.items()):
-                kept.append(i)
-        if not kept:
-            wanted = ", ".join(f"{name}={value}" for name, value in fields.items())
-            raise DataError(f"{self.folder}: no case has {wanted}; labels are {self.labels}")
-        return self.take(np.array(kept))
-
-
-class Index:
-    """The columns of cases.jsonl that batches need, and where each row starts."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        path = folder / "cases.jsonl"
-        starts, shards, shard_rows, patients, counts = [0], [], [], [], [0]
-        boxes: list[list[float]] = []
-        classes: list[int] = []
-        self.patient_codes: dict[str, int] = {}
-        names = read_json(folder / "dataset.json").get("box_labels", [])
-        class_of = {name: code for code, name in enumerate(names)}
-        try:
-            with path.open("rb") as file:
-                for line in file:
-                    content = json.loads(line)
-                    starts.append(starts[-1] + len(line))
-                    shards.append(content["shard"])
-                    shard_rows.append(content["row"])
-                    code = self.patient_codes.setdefault(
-                        content["patient_id"], len(self.patient_codes)
-                    )
-                    patients.append(code)
-                    own = content.get("boxes", ())
-                    boxes.extend(own)
-                    counts.append(len(own))
-                    labels = content.get("box_labels")
-                    classes.extend([class_of[n] for n in labels] if labels else [0] * len(own))
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: row {len(shards) + 1} is damaged ({error!r})") from None
-        self.starts = np.array(starts, np.int64)
-        self.shards = np.array(shards, np.int32)
-        self.shard_rows = np.array(shard_rows, np.int32)
-        self.patients = np.array(patients, np.int32)
-        self.patient_names = list(self.patient_codes)
-        self.box_starts = np.cumsum(counts, dtype=np.int64)
-        self.boxes = np.array(boxes, np.float32)
-        self.box_classes = np.array(classes, np.int64)
-        self.file: BinaryIO = path.open("rb")
-        self.maps: dict[int, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def read(self, row: int) -> dict[str, Any]:
-        start, stop = int(self.starts[row]), int(self.starts[row + 1])
-        content: dict[str, Any] = json.loads(os.pread(self.file.fileno(), stop - start, start))
-        return content
-
-    def shard(self, number: int) -> np.ndarray:
-        if number not in self.maps:
-            path = self.folder / "shards" / f"{number:05}.npy"
-            try:
-                self.maps[number] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise DataError(f"{path}: {error}") from None
-        return self.maps[number]
-
-    def __del__(self) -> None:
-        if hasattr(self, "file"):
-            self.file.close()
-
-
-def resplit(dataset: Dataset, out: Path, splits: Splits) -> Dataset:
-    """The same dataset under another split, in a new folder that shares the image files.
-
-    Raises:
-        LeakError: A patient is in two splits.
-        DataError: A patient is in none.
-    """
-    check_splits(splits, dataset.patients)
-    with new_folder(out) as folder:
-        (folder / "shards").mkdir()
-        for path in (*(dataset.folder / "shards").glob("*.npy"), dataset.folder / "cases.jsonl"):
-            target = folder / path.relative_to(dataset.folder)
-            try:
-                target.hardlink_to(path)
-            except OSError:  # another disk
-                shutil.copy2(path, target)
-        write_json(folder / "dataset.json", dataset.about)
-        write_json(folder / "splits.json", splits)
-    return Dataset.open(out)
-
-
-__all__ = ["SPLITS", "Dataset", "DatasetWriter", "new_folder", "read_json", "write_json"]
+        return getattr(dataset, name)
+    raise AttributeError(name)

@@ -9,7 +9,7 @@ import torch
 
 from synthoma.data.batches import resize, signed_unit
 from synthoma.data.boxes import scale
-from synthoma.data.store import Dataset
+from synthoma.data.dataset import Dataset
 from synthoma.engine.system import Detector
 from synthoma.metrics.detection import (
     Detections,

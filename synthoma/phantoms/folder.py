@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from synthoma.data.store import Dataset, DatasetWriter
+from synthoma.data.dataset import Dataset
+from synthoma.data.store import DatasetWriter
 from synthoma.phantoms.brain import BrainConfig, brains
 
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from synthoma.data.dataset import Dataset
 from synthoma.data.sheet import to_bytes
-from synthoma.data.store import Dataset
 from synthoma.engine.run import Run, versions
 from synthoma.metrics.detection import froc, match, operating_point, sensitivity_at
 from synthoma.metrics.intervals import coverage_warning

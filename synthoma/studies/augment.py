@@ -26,9 +26,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from synthoma.console import duration, progress, say, training
+from synthoma.data.dataset import Dataset
 from synthoma.data.prepare import Prepare, prepare
 from synthoma.data.split import check_no_leak
-from synthoma.data.store import Dataset, read_json, write_json
+from synthoma.data.store import read_json, write_json
 from synthoma.engine.settings import TrainSettings
 from synthoma.errors import DataError, SettingsError
 from synthoma.phantoms.brain import BrainConfig

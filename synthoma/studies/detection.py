@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from synthoma.data.store import Dataset, read_json, write_json
+from synthoma.data.dataset import Dataset
+from synthoma.data.store import read_json, write_json
 from synthoma.engine.evaluate import Findings, figures, find_all, truths_of
 from synthoma.engine.run import write_bytes
 from synthoma.engine.settings import TrainSettings

@@ -19,8 +19,9 @@ from synthoma.data.batches import Batch
 from synthoma.data.boxes import scale
 from synthoma.data.case import Case, Image, Synthetic
 from synthoma.data.classic import Classic, matrix, move_boxes
+from synthoma.data.dataset import Dataset
 from synthoma.data.split import Splits
-from synthoma.data.store import Dataset, DatasetWriter
+from synthoma.data.store import DatasetWriter
 from synthoma.engine.run import Run
 from synthoma.engine.system import GAN
 from synthoma.engine.train import generator_for, threads

@@ -17,9 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from synthoma.data.batches import Batch, Pool, Server
+from synthoma.data.dataset import Dataset
 from synthoma.data.sheet import contact_sheet, draw_boxes, to_bytes, write_png
 from synthoma.data.split import check_no_leak
-from synthoma.data.store import Dataset
 from synthoma.engine.evaluate import figures, find_all
 from synthoma.engine.run import Run
 from synthoma.engine.settings import Preset, TrainSettings
