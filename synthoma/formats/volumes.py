@@ -45,6 +45,11 @@ LIMIT_EXTENSIONS = 1 << 24
 #: Deflate cannot inflate by more than this.
 MOST_INFLATION = 1032
 CIFTI_INTENTS = range(3000, 3100)
+#: What nibabel raises for a header that makes no sense.
+DAMAGED = (nibabel.spatialimages.HeaderDataError, ArithmeticError, ValueError, LookupError,
+           TypeError)  # fmt: skip
+#: No voxel is this far away.
+FARTHEST_MM = 1e6
 QUIET = logging.Logger("nifti", logging.CRITICAL)
 LPS = axcodes2ornt(("L", "P", "S"))
 
@@ -110,7 +115,10 @@ def read_header(path: Path, file: BinaryIO) -> Any:
         header.check_fix(logger=QUIET, error_level=40)
         header.get_data_dtype()
         header.get_slope_inter()
-    except (nibabel.spatialimages.HeaderDataError, ValueError, KeyError, TypeError) as error:
+        header.get_data_shape()
+        header.get_data_offset()
+        header.get_best_affine()
+    except DAMAGED as error:
         raise DataError(f"{path}: damaged header ({error})") from None
     if int(header["intent_code"]) in CIFTI_INTENTS:
         raise DataError(f"{path}: not a volume but CIFTI; allowed: NIfTI volumes")
@@ -232,8 +240,9 @@ def skip(path: Path, file: BinaryIO, n_bytes: int) -> None:
 def orient(path: Path, data: Shaped[np.ndarray, "i j k"], header: Any) -> Volume:
     """Flip and swap axes to LPS+."""
     affine = np.asarray(header.get_best_affine(), np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise DataError(f"{path}: the affine is not invertible: {affine.tolist()}")
+    sane = np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM
+    if not sane or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise DataError(f"{path}: the affine is no place in a scanner: {affine.tolist()}")
     now = io_orientation(affine)
     if np.isnan(now).any():
         raise DataError(f"{path}: the affine does not say which axis is which: {affine.tolist()}")
