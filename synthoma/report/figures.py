@@ -144,12 +144,12 @@ class Series:
     @property
     def dashes(self) -> tuple[float, ...]:
         """On and off lengths in points; () is a solid line."""
-        return DASHES[(self.index + self.index // len(LIGHT)) % len(DASHES)]
+        return DASHES[self.index % len(DASHES)]
 
     @property
     def mark(self) -> str:
         """Matplotlib's letter."""
-        return MARKS[(self.index + self.index // len(LIGHT)) % len(MARKS)]
+        return MARKS[self.index % len(MARKS)]
 
     @property
     def colour(self) -> int:
