@@ -350,11 +350,11 @@ PRESETS: dict[str, Preset] = {
             update={
                 "side_px": 96,
                 "test_side_px": 96,
-                "schedule_steps": 250,
+                "schedule_steps": 400,
                 "warmup_steps": 20,
                 "norm_momentum": 0.1,
             }
         ),
-        TrainSettings(steps=250, precision="bf16", checkpoint_every=100, log_every=25),
+        TrainSettings(steps=400, precision="bf16", checkpoint_every=200, log_every=25),
     ),
 }
