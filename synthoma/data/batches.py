@@ -2,7 +2,7 @@
 
 A step asks with a `Request`; `Server` answers with a `Batch`. Cases are dealt like cards: a
 permutation of the pool, seeded by (seed, move, round), then the next one, so that every case is
-seen once a round. Nothing is remembered between calls.
+seen once a round while the batch keeps its size. Nothing is remembered between calls.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 from synthoma.data.boxes import scale
 from synthoma.data.classic import Classic, augment
 from synthoma.data.dataset import Dataset
-from synthoma.errors import DataError
+from synthoma.errors import DataError, SettingsError
 
 #: Tensors by field name: "image" (n, c, *space) in [-1, 1]; "boxes" (m, 4 | 6) in pixels of the
 #: served image, "box_case" (m,) and "box_class" (m,) int64; "label" (n,) int64.
@@ -45,6 +45,13 @@ class Request:
     domain: str = "real"
     """Which pool serves it, where a system plays with two (a refiner's source and target)."""
 
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.parts < 1 or self.size % self.parts:
+            raise SettingsError(
+                f"a batch of {self.size} images in {self.parts} parts; allowed: a number of parts "
+                "that divides the images"
+            )
+
 
 class Pool:
     """Cases to deal from: some datasets, one after the other.
@@ -55,6 +62,8 @@ class Pool:
     """
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
+        if not datasets:
+            raise DataError("no dataset was given to deal cases from")
         for dataset in datasets:
             if dataset.about.get("value_range") is None:
                 raise DataError(
@@ -69,6 +78,13 @@ class Pool:
         self.labels = sorted({label for dataset in datasets for label in dataset.labels})
         named = {name for dataset in datasets for name in dataset.about["box_labels"]}
         self.box_labels = sorted(named) or ["lesion"]
+        for dataset in datasets:
+            unnamed = not dataset.about["box_labels"] and len(dataset.index.boxes)
+            if unnamed and len(self.box_labels) > 1:
+                raise DataError(
+                    f"{dataset.folder}: its boxes have no labels, but others have "
+                    f"{', '.join(self.box_labels)}; label them, or those of no dataset"
+                )
         self.class_of = [
             np.array(
                 [self.box_labels.index(name) for name in own]
@@ -92,18 +108,17 @@ class Pool:
         """Every real patient whose images are dealt, or were seen by a generator of them."""
         seen: set[str] = set()
         for dataset in self.datasets:
-            saw = dataset.generators_saw
-            seen.update(*saw.values()) if saw else seen.update(dataset.patients)
+            seen.update(dataset.real_patients, *dataset.generators_saw.values())
         return seen
 
 
 def resize(
     values: Float32[np.ndarray, "c y x"], side_px: int
 ) -> Float32[np.ndarray, "c side side"]:
-    """A square 2D image at another side: averaged over areas when smaller, bilinear when larger."""
-    if values.shape[1] == side_px:
+    """A 2D image at another side, square: area-averaged when smaller, bilinear when larger."""
+    if values.shape[1:] == (side_px, side_px):
         return values
-    way = cv2.INTER_AREA if values.shape[1] > side_px else cv2.INTER_LINEAR
+    way = cv2.INTER_AREA if max(values.shape[1:]) > side_px else cv2.INTER_LINEAR
     planes = [cv2.resize(plane, (side_px, side_px), interpolation=way) for plane in values]
     return np.stack(planes)
 
@@ -125,6 +140,8 @@ class Server:
         pools: By domain name; "real" is the one that most systems ask for.
         seed: Fixes the order of cases and every augmentation.
         workers: Threads that prepare one batch's images.
+
+    Call it, and `prefetch`, from one thread.
     """
 
     def __init__(self, pools: dict[str, Pool], *, seed: int, workers: int = 2) -> None:
@@ -141,10 +158,13 @@ class Server:
     def prefetch(self, request: Request, step: int, move: int, part: int = 0) -> None:
         """Begin to make a batch that will be asked for."""
         key = (request, step, move, part)
-        if len(self.ahead) > 8:  # a caller that never collects must not fill the memory
+        if key in self.ahead:
+            return
+        if len(self.ahead) >= 8:  # a caller that never collects must not fill the memory
+            for never_collected in self.ahead.values():
+                never_collected.cancel()
             self.ahead.clear()
-        if key not in self.ahead:
-            self.ahead[key] = self.prefetcher.submit(self.make, request, step, move, part)
+        self.ahead[key] = self.prefetcher.submit(self.make, request, step, move, part)
 
     def make(self, request: Request, step: int, move: int, part: int) -> Batch:
         """Make the batch now."""
@@ -159,10 +179,17 @@ class Server:
         dealt = [self.deal(len(pool), move, first + k) for k in range(size)]
 
         def one(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-            chance = np.random.default_rng([self.seed, step, move, part, k])
+            # by the place in the whole batch, so that the number of parts changes nothing
+            chance = np.random.default_rng([self.seed, step, move, part * size + k, 1])
             return self.case(pool, dealt[k], request, chance)
 
         done = list(self.threads.map(one, range(size)) if self.threads else map(one, range(size)))
+        shapes = {image.shape for image, *_ in done}
+        if len(shapes) > 1:
+            raise DataError(
+                f"images of {sorted({shape[0] for shape in shapes})} channels cannot be in one "
+                "batch; prepare all sets alike (`synthoma data prepare`)"
+            )
         batch: Batch = {"image": torch.from_numpy(np.stack([image for image, *_ in done]))}
         if "boxes" in request.fields:
             batch["boxes"] = torch.from_numpy(np.concatenate([boxes for _, boxes, _, _ in done]))
@@ -203,12 +230,17 @@ class Server:
             kinds = kinds[kept]
         label = -1
         if "label" in request.fields:
-            name = dataset[place].label
-            label = pool.labels.index(name) if name is not None else -1
+            name = dataset.label(place)
+            if name is None:
+                raise DataError(
+                    f"{dataset.folder}: case {dataset[place].case_id!r} has no label; import "
+                    "labels, or leave such cases out (--where label=...)"
+                )
+            label = pool.labels.index(name)
         return image, boxes, kinds, label
 
 
 @lru_cache(maxsize=32)
 def permutation(seed: int, n: int, move: int, round_: int) -> np.ndarray:
     """The order of n cases in one round."""
-    return np.random.default_rng([seed, n, move, round_]).permutation(n)
+    return np.random.default_rng([seed, n, move, round_]).permutation(n).astype(np.int32)

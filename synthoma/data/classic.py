@@ -39,6 +39,9 @@ class Classic(BaseModel):
     )
 
 
+#: Signal, of 1, below which a pixel is background: what interpolation leaves of -1 is not quite -1.
+SILENCE = 1e-5
+
 #: No change at all: the identity of `augment`.
 STILL = Classic(flip_x=False, flip_y=False, rotate_degrees=0, shift=0, shear=0, zoom=0)
 
@@ -144,6 +147,7 @@ def change_intensity(
     blur, noise = chance.random(2)
     if classic.gamma or classic.contrast or classic.brightness:
         signal = (image + 1) / 2
+        signal[signal < SILENCE] = 0
         changed = signal ** np.float32((1 + classic.gamma) ** gamma)
         changed = changed * np.float32(1 + contrast * classic.contrast)
         changed = changed + np.float32(brightness * classic.brightness) * (signal > 0)
@@ -169,9 +173,15 @@ def augment(
 
     Returns:
         The image at `side_px`, the boxes that are still visible, and their indices.
+
+    Raises:
+        DataError: The image is not square, or not 2D.
     """
-    if image.ndim != 3:
-        raise DataError("classic augmentation is for 2D images")
+    if image.ndim != 3 or image.shape[1] != image.shape[2]:
+        raise DataError(
+            f"classic augmentation is for square 2D images, not {image.shape}; run "
+            "`synthoma data prepare`, or ask for no augmentation"
+        )
     map_ = matrix(classic, chance, side_in=image.shape[1], side_out=side_px)
     changed = change_intensity(warp(image, map_, side_px), classic, chance)
     moved, kept = move_boxes(boxes, map_, side_px, least_visible=classic.least_visible)

@@ -7,16 +7,17 @@ Boxes follow. What is left out is counted in dataset.json.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
-from pydantic import BaseModel, ConfigDict, Field
+from jaxtyping import Bool, Float, Float32
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from synthoma.data.boxes import around, clip, shift, sides
 from synthoma.data.case import Case, Image
 from synthoma.data.dataset import Dataset
+from synthoma.data.split import Splits
 from synthoma.data.store import DatasetWriter
 from synthoma.errors import DataError
 
@@ -35,7 +36,9 @@ class Prepare(BaseModel):
         "that the set already has.",
     )
     percentiles: tuple[float, float] = Field(
-        (0.5, 99.5), description="Foreground percentiles that become black and white."
+        (0.5, 99.5),
+        description="Foreground percentiles of a slice that become black and white; a volume's are "
+        "those that its import took (NIfTI: 1 and 99).",
     )
     window: tuple[float, float] = Field(
         (-1000.0, 400.0), description="Values that become black and white, for `window`."
@@ -48,6 +51,14 @@ class Prepare(BaseModel):
     least_box_px: float = Field(
         1.0, ge=0, description="Boxes with a shorter side than this in the result are dropped."
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError("percentiles: allowed are two from 0 to 100, the lower one first")
+        if not -np.inf < self.window[0] < self.window[1] < np.inf:
+            raise ValueError("window: allowed are two numbers, the lower one first")
+        return self
 
 
 def prepare(
@@ -64,8 +75,12 @@ def prepare(
     about = dataset.about
     if about["dimensions"] != 2:
         raise DataError(f"{dataset.folder}: 3D; `prepare` is for slices (import with an axis)")
-    present = set(dataset.patients)
-    splits = {name: [p for p in ids if p in present] for name, ids in dataset.splits.items()}
+    before = dataset.splits
+
+    def splits(present: list[str]) -> Splits:
+        left = set(present)
+        return {name: [p for p in patients if p in left] for name, patients in before.items()}
+
     steps = [*about.get("prepared", []), settings.model_dump(mode="json")]
     with DatasetWriter(
         out,
@@ -80,19 +95,33 @@ def prepare(
             if done is None:
                 writer.drop("blank after scaling", case.case_id)
             else:
-                lost = 0 if case.boxes is None else len(case.boxes) - len(done.boxes)  # type: ignore[arg-type]
-                for _ in range(lost):
+                for _ in range(count(case.boxes) - count(done.boxes)):
                     writer.drop("box too small at this size", case.case_id)
                 writer.add(done)
             progress(i + 1, len(dataset))
     return Dataset.open(out)
 
 
+def count(boxes: Float[np.ndarray, "m 4"] | None) -> int:
+    """How many boxes are known."""
+    return 0 if boxes is None else len(boxes)
+
+
 def prepare_case(
     case: Case, settings: Prepare, value_range: tuple[float, float] | None
 ) -> Case | None:
-    """One prepared case, or None where nothing but background is left."""
+    """One prepared case, or None where nothing but background is left.
+
+    Raises:
+        DataError: Its values are not finite, or have no known range and intensity is "keep".
+    """
     values = case.image.values.astype(np.float32)
+    if not np.isfinite(values).all():
+        n = int(values.size - np.count_nonzero(np.isfinite(values)))
+        raise DataError(
+            f"case {case.case_id!r}: {n} of its {values.size} values are not finite (NaN or "
+            "infinite); correct the file, or leave it out"
+        )
     if settings.grey and values.shape[0] > 1:
         values = values.mean(axis=0, keepdims=True)
     foreground = find_foreground(values)
@@ -106,7 +135,9 @@ def prepare_case(
         scaled = scaled[:, y0:y1, x0:x1]
         boxes = None if boxes is None else shift(boxes, (-y0, -x0))
     picture, factors, offset = to_square(scaled, settings)
-    kept = None
+    if picture.max() < 0.5:  # all black in 8 bits
+        return None
+    kept, labels = None, case.box_labels
     if boxes is not None:
         moved = shift(boxes * np.asarray(factors * 2), offset)
         moved = clip(moved.astype(np.float32), (settings.side_px,) * 2)
@@ -119,13 +150,11 @@ def prepare_case(
         patient_id=case.patient_id,
         image=Image(
             np.rint(picture).astype(np.uint8),
-            spacing_mm=None
-            if spacing is None
-            else (spacing[0] / factors[0], spacing[1] / factors[1]),
+            spacing_mm=spacing and tuple(s / f for s, f in zip(spacing, factors, strict=True)),
         ),
         label=case.label,
         boxes=kept,
-        box_labels=labels if kept is not None else (),
+        box_labels=labels,
         traits=case.traits,
         origin=case.origin,
     )
@@ -207,14 +236,13 @@ def to_square(
     else:
         factor = side / max(height, width)
         new = (max(1, round(height * factor)), max(1, round(width * factor)))
-    shrinks = new[0] < height or new[1] < width
-    way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    smaller = (min(new[0], height), min(new[1], width))  # an axis may shrink while the other grows
     square = np.zeros((values.shape[0], side, side), np.float32)
     top, left = (side - new[0]) // 2, (side - new[1]) // 2
     for k, plane in enumerate(values):
-        resized = cv2.resize(np.ascontiguousarray(plane), new[::-1], interpolation=way)
+        part = np.ascontiguousarray(plane)
+        if smaller != (height, width):
+            part = cv2.resize(part, smaller[::-1], interpolation=cv2.INTER_AREA)
+        resized = cv2.resize(part, new[::-1], interpolation=cv2.INTER_LINEAR)
         square[k, top : top + new[0], left : left + new[1]] = resized
     return square, (new[0] / height, new[1] / width), (float(top), float(left))
-
-
-__all__ = ["Prepare", "UInt8", "prepare", "prepare_case"]

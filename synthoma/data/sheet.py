@@ -9,6 +9,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image as Picture
 from PIL.PngImagePlugin import PngInfo
 
+from synthoma.errors import DataError
+
 #: Colours of boxes by class, distinguishable by most colour-blind people (Wong 2011).
 COLOURS = ((240, 228, 66), (86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167))
 
@@ -18,12 +20,14 @@ def to_bytes(
 ) -> UInt8[np.ndarray, "c y x"]:
     """Grey values 0 to 255 for showing; without a range, the image's own extremes are used.
 
-    A volume is shown by its middle slice.
+    A volume is shown by its middle slice, NaN as 0.
     """
     if values.ndim == 4:
         values = values[:, values.shape[1] // 2]
+    known = np.isfinite(values)
+    values = np.where(known, values, 0).astype(np.float32)
     low, high = value_range or (float(values.min()), float(values.max()))
-    scaled = (values.astype(np.float32) - low) * (255 / max(high - low, 1e-12))
+    scaled = (values - low) * (255 / max(high - low, 1e-12))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
@@ -55,7 +59,13 @@ def draw_boxes(
 def contact_sheet(
     tiles: Sequence[UInt8[np.ndarray, "side side 3"]], *, columns: int = 8, gap_px: int = 2
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """Tiles of one size in rows, on black."""
+    """Tiles of one size in rows, on black.
+
+    Raises:
+        DataError: There are none.
+    """
+    if not tiles:
+        raise DataError("there is no picture to show")
     side = tiles[0].shape[0]
     rows = -(-len(tiles) // columns)
     columns = min(columns, len(tiles))
@@ -75,5 +85,9 @@ def write_png(
     for name, text in (facts or {}).items():
         chunks.add_itxt(name, text)
     draft = path.with_name(f".{path.name}.partial")
-    Picture.fromarray(picture).save(draft, format="PNG", pnginfo=chunks)
-    draft.rename(path)
+    try:
+        Picture.fromarray(picture).save(draft, format="PNG", pnginfo=chunks)
+        draft.rename(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from synthoma.errors import DataError, LeakError
+from synthoma.errors import DataError, LeakError, SettingsError
 
 SPLITS = ("train", "validation", "test")
 #: Patient ids by split name.
@@ -19,18 +19,27 @@ def split_patients(
 ) -> Splits:
     """Divide patients at random, seeded; every split gets a patient as soon as there are three.
 
+    Raises:
+        SettingsError: The shares do not add up to 1.
+
     Example:
         >>> {k: len(v) for k, v in split_patients([f"p{i}" for i in range(10)], seed=0).items()}
         {'train': 7, 'validation': 1, 'test': 2}
     """
-    if any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
-        raise DataError(f"shares {shares}; allowed: three numbers from 0 to 1 that add up to 1")
-    shuffled = sorted(patients)
-    np.random.default_rng([seed, len(patients)]).shuffle(shuffled)
+    if not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):
+        raise SettingsError(f"shares {shares}; allowed: three numbers from 0 to 1 that add up to 1")
+    if seed < 0:
+        raise SettingsError(f"seed {seed}; allowed: 0 or above")
+    shuffled = sorted(set(patients))
     n = len(shuffled)
-    at_least = 1 if n >= len(SPLITS) else 0
-    n_validation = max(round(n * shares[1]), at_least if shares[1] else 0)
-    n_test = max(round(n * shares[2]), at_least if shares[2] else 0)
+    np.random.default_rng([seed, n]).shuffle(shuffled)
+    least = [1 if n >= len(SPLITS) and share else 0 for share in shares]
+    n_validation, n_test = max(round(n * shares[1]), least[1]), max(round(n * shares[2]), least[2])
+    while n_validation + n_test > n - least[0]:  # both were rounded up: the larger gives way
+        if n_validation > n_test:
+            n_validation -= 1
+        else:
+            n_test -= 1
     n_train = n - n_validation - n_test
     return {
         "train": sorted(shuffled[:n_train]),
@@ -60,14 +69,16 @@ def splits_from_cases(of_patient: Iterable[tuple[str, str]]) -> Splits:
 
 
 def check_splits(splits: Mapping[str, list[str]], patients: Iterable[str]) -> None:
-    """Refuse splits in which a patient is twice, or that leave a patient out.
+    """Refuse splits in which a patient is in two, or that leave a patient out.
 
     Raises:
         LeakError: A patient is in two splits.
-        DataError: A patient is in none.
+        DataError: A patient is in none, or a split is not one of `SPLITS`.
     """
     home: dict[str, str] = {}
     for name, members in splits.items():
+        if name not in SPLITS:
+            raise DataError(f"split {name!r}; allowed: {', '.join(SPLITS)}")
         for patient in members:
             before = home.setdefault(patient, name)
             if before != name:
