@@ -34,6 +34,8 @@ LIMIT_SCANNED = 1 << 30
 #: Channels that differ by no more than this are the same grey, stored three times by a lossy codec.
 GREY_TOLERANCE = 2
 SAMPLED = 16
+#: Rows that are compared at a time.
+STRIP = 64
 GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I", "F"}
 COLOUR_MODES = {"RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr"}
 #: What Pillow and the codecs under it raise for a damaged file.
@@ -122,9 +124,11 @@ class PictureReader:
 
 def is_grey(values: Shaped[np.ndarray, "3 y x"]) -> bool:
     """Whether the three channels are the same but for the noise of a lossy codec."""
-    red, green, blue = values.astype(np.int32) if values.dtype.kind != "f" else values
-    difference = max(np.abs(red - green).max(), np.abs(green - blue).max())
-    return bool(difference <= GREY_TOLERANCE)
+    for top in range(0, values.shape[1], STRIP):
+        red, green, blue = values[:, top : top + STRIP].astype(np.int32)
+        if max(np.abs(red - green).max(), np.abs(green - blue).max()) > GREY_TOLERANCE:
+            return False
+    return True
 
 
 def decode(path: Path) -> tuple[Shaped[np.ndarray, "c y x"], dict[str, str], list[str]]:
