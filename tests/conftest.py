@@ -1,9 +1,12 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use; while testing, annotated shapes and types are checked."""
 
 import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("synthoma", "typecheck.check")  # before anything of synthoma is imported
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ Boxes follow. What is left out is counted in dataset.json.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -53,7 +53,7 @@ class Prepare(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _ordered(self) -> "Prepare":
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError("percentiles: allowed are two from 0 to 100, the lower one first")
         if not -np.inf < self.window[0] < self.window[1] < np.inf:

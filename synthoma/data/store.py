@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped
@@ -178,7 +178,7 @@ class DatasetWriter:
         self.dropped: Counter[str] = Counter()
         self.dropped_examples: dict[str, list[str]] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "DatasetWriter":
         self.guard = new_folder(self.out)
         self.folder = self.guard.__enter__()
         (self.folder / "shards").mkdir()
