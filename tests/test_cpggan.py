@@ -101,7 +101,7 @@ def test_every_doubling_sees_the_condition_concatenated_at_the_resolution_before
     x = act(conv(generator.convs[0], act(x)))
     for k in (1, 2):
         shown = F.avg_pool2d(condition, 16 // (2 << k))
-        x = torch.cat([x, shown], dim=1)
+        x = torch.cat([x, shown.expand_as(x)], dim=1)  # as many channels as features
         x = act(conv(generator.ups[k - 1], blocks.double(x)))
         x = act(conv(generator.convs[k], x))
     image = conv(generator.to_image[2], x)

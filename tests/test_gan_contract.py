@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from synthoma.data.batches import Batch, Request
+from synthoma.data.batches import Batch, Pool, Request
 from synthoma.engine.settings import TrainSettings
 from synthoma.engine.system import GAN, Turn
 from synthoma.engine.train import generator_for, train
@@ -146,10 +146,9 @@ def test_every_scale_is_a_preset_whose_data_decides_the_channels(name):
         def values(self, i: int) -> torch.Tensor:
             return torch.zeros(4, 16, 16)
 
-    class Pool:
-        datasets = (Cases(),)
-
-    assert module.fitted(module.PRESETS["smoke"].system, Pool()).channels == 4
+    pool = object.__new__(Pool)
+    pool.datasets = (Cases(),)
+    assert module.fitted(module.PRESETS["smoke"].system, pool).channels == 4
 
 
 def test_the_list_of_gans_loads_without_torch():

@@ -203,6 +203,15 @@ def test_extra_channels_are_a_concatenation(resample):
     torch.testing.assert_close(apart(x, extra), both(torch.cat([x, extra], dim=1)))
 
 
+@pytest.mark.parametrize("resample", ["none", "up", "down"])
+def test_repeated_extra_channels_are_a_concatenation_of_repeats(resample):
+    both = EqualConv(5 + 6, 6, 3, resample=resample).double()
+    apart = EqualConv(5, 6, 3, extra=2, copies=3, resample=resample).double()
+    apart.load_state_dict(both.state_dict())
+    x, extra = torch.randn(2, 5, 8, 8).double(), torch.randn(2, 2, 8, 8).double()
+    torch.testing.assert_close(apart(x, extra), both(torch.cat([x, extra, extra, extra], dim=1)))
+
+
 def test_features_keep_unit_variance_through_a_layer_at_the_start():
     """Equalised learning rate: He's constant is applied at run time, joint fan-in included."""
     torch.manual_seed(0)

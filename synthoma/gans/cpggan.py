@@ -9,12 +9,12 @@ Papers:
   Karras et al. 2018, Progressive growing of GANs, https://arxiv.org/abs/1710.10196
 The condition is the share of each pixel that boxes cover, 0 (black) to 1 (white), exact at every
 resolution. The generator's 4x4 layers see noise alone; each doubling sees the features before it
-with the condition, at their own resolution, concatenated. The critic sees the image with the
-condition concatenated. Slices without boxes (normal subjects) have a black condition.
-Differs from the paper: the condition is "resized to the output's channel size", read as repeated
-once for each channel; a repeated channel is the same linear map as a single one, which is what is
-concatenated. Karras et al.'s phases of 800,000 images, which the paper does not state. As in
-`pggan`, critic and generator of one step see the same fake images.
+with the condition, at their own resolution, concatenated: repeated to as many channels as they
+have ("resize the conditioning image to the previous generator's output resolution/channel size"),
+so that it speaks as loudly. The critic sees the image with one channel of condition concatenated.
+Slices without boxes (normal subjects) have a black condition.
+Differs from the paper: nothing known. It states neither phases (Karras et al.'s 800,000 images
+each) nor lambda (their 10). As in `pggan`, critic and generator of one step see the same fakes.
 """
 
 from typing import cast
@@ -172,8 +172,9 @@ PRESETS: dict[str, Preset] = {
             fine_factor=0.5,
             average_decay=0.99,
             mirror=True,
+            frozen_spread=True,
         ),
-        TrainSettings(steps=10_000, precision="bf16", sample_every=500),
+        TrainSettings(steps=14_000, precision="bf16", sample_every=1000),
     ),
     "smoke": Preset(
         CPGGANConfig(
@@ -181,12 +182,13 @@ PRESETS: dict[str, Preset] = {
             widest=64,
             base=512,
             noise_dim=64,
-            batch_size=16,
-            stable_images=3_200,
-            fade_images=1_600,
+            batch_size=8,
+            stable_images=1_280,
+            fade_images=1_280,
             learning_rate=2e-3,
             average_decay=0.98,
             mirror=True,
+            frozen_spread=True,
         ),
         TrainSettings(steps=1_500, precision="bf16", sample_every=250),
     ),

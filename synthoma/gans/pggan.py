@@ -117,7 +117,8 @@ class Generator(nn.Module):
     """z (n, noise_dim) -> image (n, channels, side, side), not bounded.
 
     Args:
-        condition_channels: Channels of a condition that is concatenated at each doubling.
+        condition_channels: Channels of a condition that is concatenated at each doubling, as often
+            as there are features.
     """
 
     def __init__(self, config: PGGANConfig, condition_channels: int = 0) -> None:
@@ -126,7 +127,14 @@ class Generator(nn.Module):
         self.first = EqualLinear(config.noise_dim, width(4) * 16, gain=2**0.5 / 4, bias=False)
         self.first_bias = nn.Parameter(torch.zeros(width(4), 1, 1))
         self.ups = nn.ModuleList(
-            EqualConv(width(s // 2), width(s), 3, resample="up", extra=condition_channels)
+            EqualConv(
+                width(s // 2),
+                width(s),
+                3,
+                resample="up",
+                extra=condition_channels,
+                copies=width(s // 2),
+            )
             for s in sides[1:]
         )
         self.convs = nn.ModuleList(EqualConv(width(s), width(s), 3) for s in sides)
@@ -420,8 +428,9 @@ PRESETS: dict[str, Preset] = {
             fine_factor=0.5,
             average_decay=0.99,
             mirror=True,
+            frozen_spread=True,
         ),
-        TrainSettings(steps=10_000, precision="bf16", sample_every=500),
+        TrainSettings(steps=14_000, precision="bf16", sample_every=1000),
     ),
     "smoke": Preset(
         PGGANConfig(
@@ -429,11 +438,13 @@ PRESETS: dict[str, Preset] = {
             widest=64,
             base=512,
             noise_dim=64,
-            stable_images=3_200,
-            fade_images=1_600,
+            batch_size=8,
+            stable_images=1_280,
+            fade_images=1_280,
             learning_rate=2e-3,
             average_decay=0.98,
             mirror=True,
+            frozen_spread=True,
         ),
         TrainSettings(steps=1_500, precision="bf16", sample_every=250),
     ),

@@ -36,8 +36,9 @@ class EqualConv(nn.Module):
     ``"down"`` equals the convolution followed by 2x2 averaging; both are one 4x4 convolution of
     stride 2 (the original's ``fused_scale``).
 
-    ``extra`` channels are concatenated behind the others and convolved on their own, then added:
-    the same algebra without odd channel counts, which are slow on CPUs. The fan-in is joint.
+    ``extra`` channels, repeated ``copies`` times, are concatenated behind the others. They are
+    convolved on their own (copies with the sum of their weights) and added: the same algebra
+    without odd channel counts, which are slow on CPUs. The fan-in is joint.
     """
 
     def __init__(
@@ -47,16 +48,16 @@ class EqualConv(nn.Module):
         kernel_px: Literal[1, 3],
         *,
         extra: int = 0,
+        copies: int = 1,
         resample: Literal["none", "up", "down"] = "none",
         gain: float = 2**0.5,
     ) -> None:
         super().__init__()
-        fan_in = (channels_in + extra) * kernel_px**2
-        self.channels_in, self.kernel_px, self.resample = channels_in, kernel_px, resample
-        self.scale = gain * fan_in**-0.5
-        self.weight = nn.Parameter(
-            torch.randn(channels_out, channels_in + extra, kernel_px, kernel_px)
-        )
+        channels = channels_in + extra * copies
+        self.channels_in, self.extra, self.copies = channels_in, extra, copies
+        self.kernel_px, self.resample = kernel_px, resample
+        self.scale = gain * (channels * kernel_px**2) ** -0.5
+        self.weight = nn.Parameter(torch.randn(channels_out, channels, kernel_px, kernel_px))
         self.bias = nn.Parameter(torch.zeros(channels_out))
         if resample != "none":
             taps = _UP if resample == "up" else _DOWN / 2
@@ -64,41 +65,42 @@ class EqualConv(nn.Module):
             self.register_buffer("fold", fold, persistent=False)
 
     def effective_weight(self) -> Float[Tensor, "o i k k"]:
-        """The scaled weight, 4x4 where a resampling is folded in."""
+        """The scaled weight: copies summed, 4x4 where a resampling is folded in."""
+        weight: Tensor = self.weight
+        if self.extra and self.copies > 1:
+            own, repeated = weight.tensor_split([self.channels_in], dim=1)
+            summed = repeated.unflatten(1, (self.copies, self.extra)).sum(dim=1)
+            weight = torch.cat([own, summed], dim=1)
         if self.resample == "none":
-            return self.weight * self.scale
-        folded = self.weight.flatten(2) @ (cast(Tensor, self.fold) * self.scale)
+            return weight * self.scale
+        folded = weight.flatten(2) @ (cast(Tensor, self.fold) * self.scale)
         return folded.unflatten(2, (4, 4))
 
     def ready(
         self, dtype: torch.dtype, *, channels_last: bool
     ) -> Callable[[Tensor, Tensor | None], Tensor]:
         """The convolution with its weight prepared once, for several uses in one turn."""
-        weight = self.effective_weight()
+        weight, axis = self.effective_weight(), 1
         if self.resample == "up":
-            weight = weight.transpose(0, 1)
+            weight, axis = weight.transpose(0, 1), 0
             conv = partial(F.conv_transpose2d, stride=2, padding=1)
         elif self.resample == "down":
             conv = partial(F.conv2d, stride=2, padding=1)
         else:
             conv = partial(F.conv2d, padding=self.kernel_px // 2)
-        axis = 0 if self.resample == "up" else 1
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        main, *rest = (
+        main, rest = (
             part.to(dtype=dtype, memory_format=layout)
-            for part in weight.split(
-                [self.channels_in, weight.shape[axis] - self.channels_in], dim=axis
-            )
-            if part.numel()
+            for part in weight.tensor_split([self.channels_in], dim=axis)
         )
         bias = self.bias.to(dtype)
 
         def run(x: Tensor, extra: Tensor | None = None) -> Tensor:
             x = conv(x.to(dtype=dtype, memory_format=layout), main, bias)
-            if rest:
+            if self.extra:
                 if extra is None:
                     raise ValueError("the extra channels of this convolution are missing")
-                x.add_(conv(extra.to(dtype=dtype, memory_format=layout), rest[0]))
+                x.add_(conv(extra.to(dtype=dtype, memory_format=layout), rest))
             return x
 
         return run
@@ -220,7 +222,7 @@ def batch_spread(
     return spread[:, None].expand(-1, group, -1).reshape(-1, 1, 1, 1)
 
 
-def halve(x: Float[Tensor, "n c y x"]) -> Float[Tensor, "n c y/2 x/2"]:
+def halve(x: Float[Tensor, "n c y x"]) -> Float[Tensor, "n c y//2 x//2"]:
     """2x2 averages (a plain mean: `avg_pool2d`'s double backward emits dense zeros)."""
     return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean(dim=(3, 5))
 
