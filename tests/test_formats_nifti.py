@@ -179,9 +179,9 @@ def test_percentiles_leave_out_the_background(dtype: type) -> None:
     rng = np.random.default_rng(0)
     values = rng.integers(-50, 3000, (5, 6, 7)).astype(dtype)
     values[:2] = 0
-    expected = np.percentile(values[values != 0], (1, 50, 99))
-    np.testing.assert_allclose(percentiles(values, (1, 50, 99)), expected)
-    assert percentiles(np.zeros((2, 2, 2), dtype), (1, 99)) == []
+    expected = np.percentile(values[values != 0], (1.0, 50.0, 99.0))
+    np.testing.assert_allclose(percentiles(values, (1.0, 50.0, 99.0)), expected)
+    assert percentiles(np.zeros((2, 2, 2), dtype), (1.0, 99.0)) == []
 
 
 def test_whole_volumes_come_back_with_their_geometry_and_provenance(tmp_path: Path) -> None:

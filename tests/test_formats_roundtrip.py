@@ -24,7 +24,7 @@ TOLERANCE = {"csv": 1e-4, "coco": 1e-4, "yolo": 1e-3, "nifti": 1e-4, "voc": 0.0}
 def make_dataset(folder: Path, seed: int, *, whole: bool, dtype: str = "uint8") -> Dataset:
     """Cases of odd sizes with 0 to 3 boxes, one patient with two images, one synthetic."""
     rng = np.random.default_rng(seed)
-    with DatasetWriter(folder, patients_from="made up", value_range=(0, 255)) as writer:
+    with DatasetWriter(folder, patients_from="made up", value_range=(0.0, 255.0)) as writer:
         for i in range(6):
             height, width = (int(n) for n in rng.integers(8, 40, 2))
             corners = rng.uniform(0, 1, (int(rng.integers(0, 4)), 2, 2)) * (height - 2, width - 2)
@@ -145,7 +145,7 @@ def test_a_table_stands_on_its_own_without_the_manifest(tmp_path: Path, format: 
 
 def test_colour_pictures_come_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    with DatasetWriter(tmp_path / "d", patients_from="-", value_range=(0, 255)) as writer:
+    with DatasetWriter(tmp_path / "d", patients_from="-", value_range=(0.0, 255.0)) as writer:
         for i in range(3):
             image = Image(rng.integers(0, 256, (3, 7, 9)).astype(np.uint8))
             writer.add(Case(f"{i}.tif", str(i), image, label="x"))

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -96,7 +96,7 @@ class NiftiSettings(BaseModel):
     label_without: str = Field("normal", description="Label of images whose mask is empty.")
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "NiftiSettings":
         first, last = self.extent
         if not 0 <= first < last <= 1:
             raise ValueError(f"extent {self.extent}; allowed: 0 <= from < to <= 1")

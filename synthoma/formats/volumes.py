@@ -17,8 +17,9 @@ import logging
 import math
 import zlib
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -86,7 +87,7 @@ def read_volume(path: Path, *, volume_index: int | None = None) -> Volume:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             size = path.stat().st_size * (MOST_INFLATION if zipped else 1)
-            file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if zipped else raw
+            file: BufferedIOBase = gzip.GzipFile(fileobj=raw) if zipped else raw
             header = read_header(path, file)
             layout = find_layout(path, header, size, volume_index)
             data = read_values(path, file, header, layout)
@@ -97,7 +98,7 @@ def read_volume(path: Path, *, volume_index: int | None = None) -> Volume:
     return orient(path, data, header)
 
 
-def read_header(path: Path, file: BinaryIO) -> Any:
+def read_header(path: Path, file: BufferedIOBase) -> Any:
     """The header at the start of a file, nibabel's."""
     start = file.read(348)
     kind: Any = nibabel.Nifti1Header
@@ -176,7 +177,7 @@ def find_layout(path: Path, header: Any, size: int, volume_index: int | None) ->
 
 
 def read_values(
-    path: Path, file: BinaryIO, header: Any, layout: Layout
+    path: Path, file: BufferedIOBase, header: Any, layout: Layout
 ) -> Shaped[np.ndarray, "i j k"]:
     """The values of a volume as the file orders them.
 
@@ -228,7 +229,7 @@ def empty(path: Path, layout: Layout, kind: Any) -> np.ndarray:
     return np.empty(layout.n_voxels, kind)
 
 
-def skip(path: Path, file: BinaryIO, n_bytes: int) -> None:
+def skip(path: Path, file: BufferedIOBase, n_bytes: int) -> None:
     """Read past bytes that nobody wants."""
     while n_bytes > 0:
         got = len(file.read(min(n_bytes, 1 << 20)))
