@@ -182,7 +182,8 @@ def write(
             lines.append(" ".join([str(code), *(f"{v:.9f}" for v in numbers)]) + "\n")
         (out / f"labels/{place}.txt").write_text("".join(lines), encoding="utf-8")
         yield f"images/{place}.png", case
-    about = {"path": ".", **{("val" if k == "validation" else k): f"images/{v}" for k, v in
-                             FOLDER_OF.items()}, "names": dict(enumerate(known))}  # fmt: skip
+    # No `path`: ultralytics then takes the folder of data.yaml.
+    places = {"train": "images/train", "val": "images/val", "test": "images/test"}
+    about = places | {"names": dict(enumerate(known))}
     text = "# written by synthoma; see synthoma.json\n" + yaml.safe_dump(about, allow_unicode=True)
     (out / "data.yaml").write_text(text, encoding="utf-8")
