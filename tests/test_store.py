@@ -105,7 +105,7 @@ def test_everything_known_of_a_case_comes_back(tmp_path, d):
         same(before, after)
     assert data.about["n_cases"] == 5
     assert data.about["n_synthetic"] == 1
-    assert data.about["value_range"] == [-1000, 400]
+    assert data.about["value_range"] == (-1000, 400)
     assert data.about["more"] == 1
     assert data.generators_saw == {"run-1": ["p1", "p2"]}
     assert data.real_patients == ["p0", "p1", "p2", "p3"]
@@ -390,6 +390,8 @@ ROWS, ABOUT, SHARD = "cases.jsonl", "dataset.json", "shards/00000.npy"
         (ABOUT, lambda c: b"[]", "format"),
         (ABOUT, set_about(format=2), "format 2; this synthoma reads 1"),
         (ABOUT, set_about(dimensions=4), "dimensions 4; allowed: 2, 3"),
+        (ABOUT, set_about(value_range=[1, 1]), "allowed: null or"),
+        (ABOUT, set_about(value_range=["a", 1]), "allowed: null or"),
         (ABOUT, set_about(labels=None), "'labels' is missing or of the wrong type"),
         (ABOUT, set_about(generators={"r": 1}), "'generators' is damaged"),
     ],

@@ -225,7 +225,17 @@ def read_about(folder: Path) -> dict[str, Any]:
             raise DataError(f"{path}: field {name!r} is missing or of the wrong type")
     if about["dimensions"] not in (2, 3):
         raise DataError(f"{path}: dimensions {about['dimensions']}; allowed: 2, 3")
+    if about["value_range"] is not None:
+        about["value_range"] = pair(about["value_range"], path)
     return about
+
+
+def pair(value_range: list[Any], path: Path) -> tuple[float, float]:
+    """The two values of a range, checked."""
+    match value_range:
+        case [int() | float() as low, int() | float() as high] if low < high:
+            return float(low), float(high)
+    raise DataError(f"{path}: value_range {value_range}; allowed: null or [low, higher]")
 
 
 class Columns:
