@@ -13,7 +13,7 @@ from synthoma.engine.system import Turn
 from synthoma.engine.train import generator_for, train
 from synthoma.errors import SettingsError
 from synthoma.gans.cpggan import CPGGAN, DEMO, PRESETS, CPGGANConfig, draw_boxes
-from synthoma.gans.pggan import phase, pyramid
+from synthoma.gans.pggan import phase
 from synthoma.nn import blocks
 
 SMALL = CPGGANConfig(
@@ -58,7 +58,7 @@ def test_drawing_small_is_drawing_large_and_averaging():
     box, which = boxes((2.3, 4.1, 9.9, 13.7)), torch.tensor([0])
     large = draw_boxes(box, which, images=1, side_px=16)
     small = draw_boxes(box / 4, which, images=1, side_px=4)
-    torch.testing.assert_close(pyramid(large, 4, 8)[4], small)
+    torch.testing.assert_close(blocks.pyramid(large, 4, 8)[4], small)
 
 
 def test_overlapping_boxes_stay_white():

@@ -38,7 +38,7 @@ class Tug(System):
 
         return (
             Player("left", (self.left,), adam(self.left), moves=2, average=lambda step: 0.9),
-            Player("right", (self.right,), adam(self.right), rate=lambda step: 1 / step),
+            Player("right", (self.right,), adam(self.right), rate=lambda step, steps: 1 / step),
         )
 
     def losses(self, player: str, batch, turn: Turn) -> Losses:

@@ -43,7 +43,6 @@ TINY = YOLOv3Config(
     optimizer="adamw",
     learning_rate=4e-3,
     schedule="cosine",
-    schedule_steps=80,
     warmup_steps=5,
     box_loss="giou",
     objectness_prior=0.01,
@@ -262,6 +261,30 @@ def test_of_two_boxes_in_one_place_the_last_is_trained_on():
     assert sorted(wanted.row.tolist()) == [1, 2]
 
 
+def test_further_anchors_of_like_shape_answer_for_a_box_too_but_never_take_another_box_s_best():
+    anchors = torch.tensor(COCO_ANCHORS)
+    grid = grid_over(96, 96, anchors)
+    first = torch.tensor([[20.0, 20, 20 + 96 * anchors[4, 0], 20 + 96 * anchors[4, 1]]])
+    shift = torch.tensor([1.0, 1, 1, 1])
+    boxes = torch.cat([first, first + shift])
+    boxes[1, 2:] = boxes[1, :2] + 96 * anchors[5]
+    cases = torch.tensor([0, 0])
+    alone = assign(boxes, cases, grid, anchors, (96, 96))
+    more = assign(boxes, cases, grid, anchors, (96, 96), also_from_iou=0.3)
+    assert len(alone.row) == 2
+    assert len(more.row) > 2
+    best = dict(zip(alone.cell.tolist(), alone.row.tolist(), strict=True))
+    claims = dict(zip(more.cell.tolist(), more.row.tolist(), strict=True))
+    assert {cell: claims[cell] for cell in best} == best
+    assert len(claims) == len(more.cell)
+    # whoever answers, the target is the box itself
+    answer = torch.cat([more.offset.clamp(1e-4, 1 - 1e-4).logit(), more.growth], 1)
+    placed = decode(
+        answer, grid.corner[more.cell], grid.stride[more.cell], grid.anchor[more.cell]
+    )
+    assert torch.allclose(placed, boxes[more.row], atol=0.05)
+
+
 def test_giou_is_torchvision_s():
     from torchvision.ops import box_iou, generalized_box_iou
 
@@ -471,12 +494,12 @@ def test_presets_have_their_names_and_the_paper_s_settings():
 
 def test_the_rate_rises_then_falls():
     system = YOLOv3(TINY)
-    rates = [system.rate(step) for step in range(1, 90)]
+    rates = [system.rate(step, 80) for step in range(1, 90)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[4] == pytest.approx(1)
     assert all(a >= b for a, b in pairwise(rates[4:]))
     assert rates[79] == rates[-1] == pytest.approx(0.01)
-    assert YOLOv3(TINY.model_copy(update={"schedule": "constant"})).rate(50) == 1
+    assert YOLOv3(TINY.model_copy(update={"schedule": "constant"})).rate(50, 80) == 1
 
 
 # learning
@@ -484,7 +507,7 @@ def test_the_rate_rises_then_falls():
 
 def trained(steps: int, *, seed: int = 0, **changes) -> YOLOv3:
     torch.manual_seed(seed)
-    system = YOLOv3(TINY.model_copy(update={"schedule_steps": steps, **changes}))
+    system = YOLOv3(TINY.model_copy(update=changes))
     train(system, squares, TrainSettings(steps=steps, threads=1), seed=seed)
     return system
 

@@ -34,8 +34,8 @@ class Player:
     optimizer: torch.optim.Optimizer
     moves: int = 1
     """Moves per step."""
-    rate: Callable[[int], float] = lambda step: 1.0
-    """Factor on the learning rate at a step."""
+    rate: Callable[[int, int], float] = lambda step, steps: 1.0
+    """Factor on the learning rate at a step of so many."""
     average: Callable[[int], float] | None = None
     """Decay of the moving average of the weights (EMA) at a step; None keeps no average."""
 
@@ -89,14 +89,17 @@ class GAN(System):
 
     noise_shape: tuple[int, ...]
     """Of one image's noise."""
+    side_px: int
+    """Side of the finished images."""
 
     @abstractmethod
     def sample(self, noise: Tensor, given: Batch | None = None) -> Tensor:
-        """Images in [-1, 1], one for each row of `noise`.
+        """Images in [-1, 1], one for each row of `noise`; while a network still grows, smaller
+        than `side_px`.
 
         Args:
             noise: (n, *noise_shape), standard normal.
-            given: What the images shall show: "boxes" (m, 4 | 6) in pixels of the sampled image
+            given: What the images shall show: "boxes" (m, 4 | 6) in pixels of the finished image
                 and "box_case" (m,), "label" (n,), ... whatever the system conditions on.
         """
 

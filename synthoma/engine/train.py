@@ -138,7 +138,7 @@ class Game:
         images = 0
         for player, rates in zip(self.players, self.base_rates, strict=True):
             for group, rate in zip(player.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * player.rate(step)
+                group["lr"] = rate * player.rate(step, self.settings.steps)
             for move in range(player.moves):
                 terms |= self.make_move(player, serve, request, step, move, shared)
                 images += request.size

@@ -31,13 +31,13 @@ from synthoma.gans.pggan import (
     Critic,
     Generator,
     PGGANConfig,
-    convolution_dtype,
     deal,
     fitted,
     phase,
     play,
     stage,
 )
+from synthoma.nn.blocks import convolution_dtype
 
 __all__ = ["CPGGAN", "DEMO", "PRESETS", "CPGGANConfig", "draw_boxes", "fitted"]
 
@@ -85,6 +85,7 @@ class CPGGAN(GAN):
         self.generator = Generator(config, condition_channels=1)
         self.critic = Critic(config, condition_channels=1)
         self.noise_shape = (config.noise_dim,)
+        self.side_px = config.side_px
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def stage(self, step: int) -> tuple[int, bool]:

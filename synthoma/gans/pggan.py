@@ -17,6 +17,7 @@ crop in 0-15 pixels" of a 240 px slice padded to 256 is read as a shift by up to
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal, cast
 
 import torch
@@ -30,7 +31,16 @@ from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.errors import SettingsError
 from synthoma.nn import blocks
-from synthoma.nn.blocks import EqualConv, EqualLinear, leaky_pixel_norm, leaky_relu_
+from synthoma.nn.blocks import (
+    EqualConv,
+    EqualLinear,
+    convolution_dtype,
+    leaky_pixel_norm,
+    leaky_relu_,
+    pyramid,
+    ready,
+    run,
+)
 from synthoma.nn.losses import WASSERSTEIN, gradient_norms
 
 Side = Literal[4, 8, 16, 32, 64, 128, 256, 512, 1024]
@@ -117,8 +127,7 @@ class Generator(nn.Module):
     """z (n, noise_dim) -> image (n, channels, side, side), not bounded.
 
     Args:
-        condition_channels: Channels of a condition that is concatenated at each doubling, as often
-            as there are features.
+        condition_channels: Of a condition, concatenated at each doubling as often as features.
     """
 
     def __init__(self, config: PGGANConfig, condition_channels: int = 0) -> None:
@@ -127,15 +136,8 @@ class Generator(nn.Module):
         self.first = EqualLinear(config.noise_dim, width(4) * 16, gain=2**0.5 / 4, bias=False)
         self.first_bias = nn.Parameter(torch.zeros(width(4), 1, 1))
         self.ups = nn.ModuleList(
-            EqualConv(
-                width(s // 2),
-                width(s),
-                3,
-                resample="up",
-                extra=condition_channels,
-                copies=width(s // 2),
-            )
-            for s in sides[1:]
+            EqualConv(low, high, 3, resample="up", extra=condition_channels, copies=low)
+            for low, high in pairwise(width(s) for s in sides)
         )
         self.convs = nn.ModuleList(EqualConv(width(s), width(s), 3) for s in sides)
         self.to_image = nn.ModuleList(
@@ -237,38 +239,6 @@ class Critic(nn.Module):
         return self.at(side_px, fade)(image)
 
 
-def ready(
-    layer: nn.Module, dtype: torch.dtype, side_px: int
-) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """A convolution prepared for images of a side: channels last, except below 8x8 pixels."""
-    return cast(EqualConv, layer).ready(dtype, channels_last=side_px >= 8)
-
-
-def run(layer: nn.Module, x: Tensor, extra: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """A convolution, once; channels last where its input or output has 8x8 pixels."""
-    up = cast(EqualConv, layer).resample == "up"
-    return ready(layer, dtype, x.shape[-1] * (2 if up else 1))(x, extra)
-
-
-def pyramid(image: Tensor | None, low_px: int, high_px: int) -> dict[int, Tensor]:
-    """The image at each side from `high_px` down to `low_px`, by side."""
-    levels: dict[int, Tensor] = {}
-    while image is not None and image.shape[-1] >= low_px:
-        if image.shape[-1] <= high_px:
-            levels[image.shape[-1]] = image
-        if image.shape[-1] == low_px:
-            break
-        image = blocks.halve(image)
-    return levels
-
-
-def convolution_dtype(device: torch.device) -> torch.dtype | None:
-    """What autocast asks for, or None."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return None
-
-
 def play(
     config: PGGANConfig,
     nets: tuple[Generator, Critic],
@@ -339,7 +309,7 @@ def deal(config: PGGANConfig, generator: Generator, critic: Critic) -> tuple[Pla
             net.parameters(), lr=config.learning_rate, betas=(0.0, 0.99), eps=1e-8, fused=True
         )
 
-    def rate(step: int) -> float:
+    def rate(step: int, steps: int) -> float:
         return config.fine_factor if phase(config, step)[0] >= config.fine_from_px else 1.0
 
     def decay(step: int) -> float:

@@ -232,5 +232,37 @@ def double(x: Float[Tensor, "n c y x"]) -> Float[Tensor, "n c 2*y 2*x"]:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
+def ready(
+    layer: nn.Module, dtype: torch.dtype, side_px: int
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """A convolution prepared for images of a side: channels last, except below 8x8 pixels."""
+    return cast(EqualConv, layer).ready(dtype, channels_last=side_px >= 8)
+
+
+def run(layer: nn.Module, x: Tensor, extra: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A convolution, once; channels last where its input or output has 8x8 pixels."""
+    up = cast(EqualConv, layer).resample == "up"
+    return ready(layer, dtype, x.shape[-1] * (2 if up else 1))(x, extra)
+
+
+def pyramid(image: Tensor | None, low_px: int, high_px: int) -> dict[int, Tensor]:
+    """The image at each side from `high_px` down to `low_px`, by side."""
+    levels: dict[int, Tensor] = {}
+    while image is not None and image.shape[-1] >= low_px:
+        if image.shape[-1] <= high_px:
+            levels[image.shape[-1]] = image
+        if image.shape[-1] == low_px:
+            break
+        image = halve(image)
+    return levels
+
+
+def convolution_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast asks for, or None."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None
+
+
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

@@ -29,7 +29,7 @@ from synthoma.data import boxes as box
 from synthoma.data.case import Case, Image, Real, no_boxes
 
 Plane = Float32[np.ndarray, "y x"]
-Volume = Float32[np.ndarray, "z y x"]
+Volume = Float32[np.ndarray, "levels rows columns"]
 Mask = Bool[np.ndarray, "y x"]
 
 #: Signal of each tissue before a scanner sees it; 1 is full enhancement.
@@ -148,8 +148,8 @@ class Patient:
     """Where clefts run deeper and hold veins."""
     specks: Volume
     """Peaks are vessels that cross the slice."""
-    warp: Float32[np.ndarray, "2 z y x"]
-    bias: Plane
+    warp: Float32[np.ndarray, "2 knots knots knots"]
+    bias: Float32[np.ndarray, "corners corners"]
     lesions: tuple[Lesion, ...]
 
 
@@ -300,11 +300,11 @@ def _draw_lesions(
     for _ in range(40 * count):
         radius = low + (high - low) * rng.beta(1.1, 1.9)
         level, angle = rng.uniform(0.02, 0.98), rng.uniform(0, 2 * np.pi)
-        distance = (0.94 - radius) * np.sqrt(rng.uniform(0.12, 1)) * _girth(level)
+        distance = float((0.94 - radius) * math.sqrt(rng.uniform(0.12, 1)) * _girth(level))
         bumps = rng.normal(0, 1.9, (7, 3)), rng.uniform(0, 6.3, (7, 1)), rng.normal(0, 0.1, (7, 1))
         lesion = Lesion(
-            x=distance * np.sin(angle) * width,
-            y=distance * np.cos(angle),
+            x=distance * math.sin(angle) * width,
+            y=distance * math.cos(angle),
             level=level,
             radius=radius,
             core=rng.uniform(0.55, 0.78) if radius > 0.07 and rng.random() < 0.6 else 0.0,
@@ -489,15 +489,15 @@ def _soft(inwards_px: Plane) -> Plane:
     return np.clip(inwards_px + np.float32(0.5), 0, 1)
 
 
-def _shrink(plane: Plane, side: int) -> Plane:
+def _shrink(plane: Plane, side: int) -> Float32[np.ndarray, "side side"]:
     return np.asarray(cv2.resize(plane, (side, side), interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _resized(coarse: Plane, side: int) -> Plane:
+def _resized(coarse: Plane, side: int) -> Float32[np.ndarray, "side side"]:
     return np.asarray(cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def _between(volume: Volume, position: float) -> Plane:
+def _between(volume: Volume, position: float) -> Float32[np.ndarray, "rows columns"]:
     """The plane at a fractional position of a volume that repeats."""
     low = int(position)
     share = np.float32(position - low)

@@ -130,7 +130,7 @@ def draw(
     loaded = [load_gan(folder, device) for folder in runs]
     if len({facts["id"] for _, facts in loaded}) != len(loaded):
         raise SettingsError("a run was given twice")
-    sides = {system.request(facts["step"]).side_px for system, facts in loaded}
+    sides = {system.side_px for system, _ in loaded}
     if len(sides) != 1:
         raise SettingsError(f"the runs draw at different sides: {sorted(sides)} px")
     total, done = n * len(loaded), 0
@@ -155,6 +155,12 @@ def load_gan(folder: Path, device: str) -> tuple[GAN, dict[str, Any]]:
     system, facts = load_trained(folder, device)
     if not isinstance(system, GAN):
         raise SettingsError(f"{folder}: {facts['name']} does not draw images; allowed: GANs")
+    reached = system.request(facts["step"]).side_px
+    if reached != system.side_px:
+        raise SettingsError(
+            f"{folder}: it was trained for {facts['step']} steps and has grown to {reached} of "
+            f"{system.side_px} px; train it longer (train.steps)"
+        )
     label = Run.open(folder).facts["data"]["where"].get("label")
     return system, facts | {"label": label}
 
@@ -180,9 +186,9 @@ def choose_orders(
             raise SettingsError(f"{facts['name']} takes no boxes; cpggan does")
         return None
     if boxes:
-        return orders_of(boxes, request.side_px)
+        return orders_of(boxes, system.side_px)
     if given is not None:
-        return orders_from(given, request.side_px, seed=seed, conditions=None)
+        return orders_from(given, system.side_px, seed=seed, conditions=None)
     run = Run.open(folder)
     data = TrainingData.model_validate(run.facts["data"])
     if open_pools(data).digest != run.facts["digest"]:
@@ -191,7 +197,7 @@ def choose_orders(
     real = whole.split(data.split) if data.split else whole
     real = real.where(**data.where) if data.where else real
     real = real.of_patients(set(data.patients)) if data.patients else real
-    return orders_from(real, request.side_px, seed=seed, conditions=conditions)
+    return orders_from(real, system.side_px, seed=seed, conditions=conditions)
 
 
 def draw_cases(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from synthoma.data.batches import Batch, Pool, Server
+from synthoma.data.batches import Batch, Pool, Request, Server
 from synthoma.data.dataset import Dataset
 from synthoma.data.sheet import contact_sheet, draw_boxes, to_bytes, write_png
 from synthoma.data.split import check_no_leak
@@ -286,15 +286,15 @@ def painter(run: Run, pools: Pools, facts: Mapping[str, Any]) -> Callable[[Syste
         n = 16
         device = next(system.parameters()).device
         noise = torch.randn(n, *system.noise_shape, generator=generator_for(0, 0, "paint", 0))
-        request = system.request(int(facts["train"]["steps"]))
+        fields = system.request(step).fields
         given: Batch | None = None
-        if "boxes" in request.fields:
+        if "boxes" in fields:
             served = Server(pools.domains, seed=0, workers=1)(
-                type(request)(n, request.side_px, request.fields), 1, 0
+                Request(n, system.side_px, fields), 1, 0
             )
             given = {k: v.to(device) for k, v in served.items() if k != "image"}
         images = system.sample(noise.to(device), given).float().cpu().numpy()
-        factor = images.shape[-1] / request.side_px
+        factor = images.shape[-1] / system.side_px
         tiles = []
         for k, image in enumerate(images):
             boxes = np.zeros((0, 4))

@@ -190,29 +190,40 @@ def assign(
     grid: Grid,
     anchors: Float[Tensor, "9 2"],
     space: tuple[int, int],
+    *,
+    also_from_iou: float = 1.0,
 ) -> Targets:
     """Give each box the anchor whose shape fits best, in the cell of its centre.
 
     Of several boxes with the same anchor, cell and image the last one stays, as in Darknet; the
     others are not trained on, but predictions that fit them count as no false alarms.
+
+    Args:
+        also_from_iou: Further anchors whose shape overlaps a box's by this much answer for it too,
+            unless one is the best of another box; at 1 none does (Redmon & Farhadi 2018).
     """
     centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).clamp_min(1e-3)
     shapes = anchors * torch.tensor(space, device=anchors.device)
     both = torch.minimum(size[:, None], shapes).prod(-1)
     fit = both / (size.prod(-1)[:, None] + shapes.prod(-1) - both)
-    best = fit.argmax(dim=1)
-    level = len(STRIDES) - 1 - best // ANCHORS_A_CELL
+    order, best = torch.arange(len(boxes), device=boxes.device), fit.argmax(dim=1)
+    further = fit >= also_from_iou if also_from_iou < 1 else torch.zeros_like(fit, dtype=torch.bool)
+    further[order, best] = False
+    of_box, anchor = further.nonzero(as_tuple=True)
+    of_box, anchor = torch.cat([of_box, order]), torch.cat([anchor, best])  # the best come last
+
+    level = len(STRIDES) - 1 - anchor // ANCHORS_A_CELL
     strides = torch.tensor(STRIDES, device=boxes.device)
     stride, start = strides[level], torch.tensor(grid.starts, device=boxes.device)[level]
     rows, columns = space[0] // stride, space[1] // stride
-    y = (centre[:, 0] / stride).long().clamp_min(0).minimum(rows - 1)
-    x = (centre[:, 1] / stride).long().clamp_min(0).minimum(columns - 1)
-    cell = start + (y * columns + x) * ANCHORS_A_CELL + best % ANCHORS_A_CELL
-    _, place = torch.unique(box_case * len(grid.stride) + cell, return_inverse=True)
-    order = torch.arange(len(boxes), device=boxes.device)
-    last = torch.full_like(order, -1).scatter_reduce(0, place, order, "amax")
-    row = last[last >= 0]
-    at = cell[row]
+    y = (centre[of_box, 0] / stride).long().clamp_min(0).minimum(rows - 1)
+    x = (centre[of_box, 1] / stride).long().clamp_min(0).minimum(columns - 1)
+    cell = start + (y * columns + x) * ANCHORS_A_CELL + anchor % ANCHORS_A_CELL
+    _, place = torch.unique(box_case[of_box] * len(grid.stride) + cell, return_inverse=True)
+    claim = torch.arange(len(cell), device=boxes.device)
+    last = torch.full_like(claim, -1).scatter_reduce(0, place, claim, "amax")
+    won = last[last >= 0]
+    at, row = cell[won], of_box[won]
     return Targets(
         case=box_case[row],
         cell=at,

@@ -81,15 +81,19 @@ class YOLOv3Config(BaseModel):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="Of convolutions, with adamw.")
     schedule: Literal["constant", "cosine"] = "constant"
-    schedule_steps: int = Field(
-        240_000, ge=1, description="Step at which the cosine reaches its end, 1 % of the rate."
-    )
     warmup_steps: int = Field(0, ge=0, description="Steps over which the rate rises from 0.")
     average: float = Field(
         0.0, ge=0, lt=1, description="Decay of the moving average of the weights; 0: none."
     )
     box_loss: Literal["squared_error", "giou"] = "squared_error"
     box_weight: float = Field(1.0, gt=0, description="Times the box loss.")
+    also_from_iou: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Further anchors whose shape overlaps a box's by this much answer for it too; "
+        "1: the best one alone, as in the paper.",
+    )
     ignore_iou: float = Field(
         0.5, gt=0, le=1, description="A prediction that fits a box this well is no false alarm."
     )
@@ -204,13 +208,14 @@ class YOLOv3(Detector):
             ),
         )
 
-    def rate(self, step: int) -> float:
-        """Factor on the learning rate: a linear rise, then constant or a half cosine to 1 %."""
+    def rate(self, step: int, steps: int) -> float:
+        """Factor on the learning rate at a step of so many: a linear rise, then constant or a half
+        cosine that ends at 1 %."""
         config = self.config
         rise = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
         if config.schedule == "constant":
             return rise
-        span = max(1, config.schedule_steps - config.warmup_steps)
+        span = max(1, steps - config.warmup_steps)
         done = min(1.0, max(0.0, (step - config.warmup_steps) / span))
         return rise * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
 
@@ -227,7 +232,9 @@ class YOLOv3(Detector):
         config = self.config
         boxes, box_case = batch["boxes"].to(raw), batch["box_case"]
         grid = grid_over(*space, self.anchors)
-        wanted = assign(boxes, box_case, grid, self.anchors, space)
+        wanted = assign(
+            boxes, box_case, grid, self.anchors, space, also_from_iou=config.also_from_iou
+        )
         at = (wanted.case, wanted.cell)
         found, own = raw[at], boxes[wanted.row]
         if config.box_loss == "giou":
@@ -308,17 +315,18 @@ _SMALL = YOLOv3Config(
     test_side_px=160,
     width=0.25,
     blocks=(1, 1, 2, 2, 1),
-    norm_momentum=0.03,
+    norm_momentum=0.1,
     batch_size=8,
     parts=1,
     optimizer="adamw",
     learning_rate=2e-3,
     weight_decay=5e-4,
     schedule="cosine",
-    schedule_steps=3_000,
     warmup_steps=100,
     box_loss="giou",
     objectness_prior=0.01,
+    also_from_iou=0.3,
+    average=0.99,
 )
 
 SYSTEM = YOLOv3
@@ -350,9 +358,7 @@ PRESETS: dict[str, Preset] = {
             update={
                 "side_px": 96,
                 "test_side_px": 96,
-                "schedule_steps": 400,
                 "warmup_steps": 20,
-                "norm_momentum": 0.1,
             }
         ),
         TrainSettings(steps=400, precision="bf16", checkpoint_every=200, log_every=25),

@@ -1,0 +1,179 @@
+"""Each verb as a person types it: what it prints, what it leaves, how it exits."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from synthoma.data.dataset import Dataset
+from synthoma.zoo import SYSTEMS
+
+
+def synthoma(*words, expect=0, timeout=300):
+    done = subprocess.run(
+        [sys.executable, "-m", "synthoma.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == expect, f"exit {done.returncode}: {done.stderr[-2000:]}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def brains(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "brains"
+    synthoma("data", "phantoms", "--out", folder, "--patients", 10, "--slices", 3, "--side-px", 32)
+    return folder
+
+
+def test_help_names_every_verb():
+    text = synthoma("--help").stdout
+    for verb in ("demo", "data", "train", "sample", "evaluate", "augment", "zoo", "config"):
+        assert verb in text
+
+
+def test_show_counts_and_draws_a_sheet(brains, tmp_path):
+    done = synthoma("data", "show", brains, "--out", tmp_path / "sheet.png", "--n", 5)
+    assert "30 cases (0 synthetic), 2D" in done.stdout
+    assert "train: 7 patients, 21 cases" in done.stdout
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    again = synthoma("data", "show", brains, "--out", tmp_path / "sheet.png", expect=2)
+    assert "nothing is overwritten" in again.stderr
+
+
+def test_split_with_another_seed_is_another_split_of_the_same_cases(brains, tmp_path):
+    synthoma("data", "split", brains, "--seed", 3, "--out", tmp_path / "again")
+    before, after = Dataset.open(brains), Dataset.open(tmp_path / "again")
+    assert before.splits != after.splits
+    assert sorted(before.patients) == sorted(after.patients)
+    assert len(after) == 30
+
+
+def test_prepare_brings_images_to_a_side_and_takes_settings(brains, tmp_path):
+    out = tmp_path / "prepared"
+    words = ("data", "prepare", brains, "--side-px", 16, "--set", "prepare.crop=false")
+    synthoma(*words, "--out", out)
+    assert Dataset.open(out)[0].image.values.shape == (1, 16, 16)
+    wrong = synthoma(
+        "data", "prepare", brains, "--set", "prepare.sid=1", "--out", tmp_path / "x", expect=2
+    )
+    assert "prepare.sid" in wrong.stderr
+    assert "side_px" in wrong.stderr
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("format", ["csv", "coco", "yolo", "voc", "nifti", "folder"])
+def test_export_and_import_again(brains, tmp_path, format):
+    synthoma("data", "export", brains, "--format", format, "--out", tmp_path / "files")
+    synthoma("data", "import", tmp_path / "files", "--format", format, "--out", tmp_path / "back")
+    before, after = Dataset.open(brains), Dataset.open(tmp_path / "back")
+    assert len(before) == len(after)
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, "prepare", "csv", "nifti"])
+def test_config_prints_yaml_that_the_verbs_take(name, tmp_path):
+    text = synthoma("config", name).stdout
+    settings = yaml.safe_load(text)
+    assert settings
+    if name in SYSTEMS:
+        assert set(settings) == {"system", "train"}
+        assert settings["train"]["steps"] >= 1
+
+
+def test_zoo_lists_every_system_with_its_presets():
+    text = synthoma("zoo").stdout
+    for name in SYSTEMS:
+        assert name in text
+    assert text.count("paper, small, smoke") == len(SYSTEMS)
+
+
+def test_doctor_tells_versions_and_devices():
+    text = synthoma("doctor").stdout
+    assert "torch" in text
+    assert "reproducible" in text
+
+
+def test_what_is_wrong_is_said_in_one_line_with_the_right_exit_code(brains, tmp_path):
+    out = tmp_path / "never"
+    cases = [
+        (("train", "cpgan", "--data", brains, "--out", out), 2, "cpggan"),
+        (("train", "cpggan", "--data", tmp_path / "no", "--out", out), 3, "not a dataset folder"),
+        (("train", "cpggan", "--data", brains, "--out", out, "--preset", "tiny"), 2, "smoke"),
+        (
+            ("train", "cpggan", "--data", brains, "--out", out, "--set", "train.stepz=3"),
+            2,
+            "train.stepz",
+        ),
+        (
+            ("train", "cpggan", "--data", brains, "--out", out, "--where", "label=glioma"),
+            3,
+            "no case has label=glioma",
+        ),
+        (("train", "--resume", tmp_path), 3, "not a run folder"),
+        (("sample", tmp_path, "--out", out), 3, "not a run folder"),
+        (("augment", brains, "--out", out, "--scale", "huge"), 2, "smoke"),
+        (("data", "import", tmp_path, "--format", "dicom", "--out", out), 2, "nifti"),
+    ]
+    for words, code, said in cases:
+        done = synthoma(*words, expect=code)
+        assert done.stderr.startswith("error: ")
+        assert said in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not out.exists()
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "synthoma.cli", "data", "show", str(tmp_path), "--debug"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" in done.stderr
+    assert done.returncode == 1
+
+
+GAN = {
+    "system.side_px": 16,
+    "system.widest": 8,
+    "system.noise_dim": 8,
+    "system.batch_size": 4,
+    "system.stable_images": 16,
+    "system.fade_images": 16,
+    "train.steps": 24,
+}
+
+
+def as_options(settings):
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+
+
+def test_train_stop_resume_sample_and_evaluate(brains, tmp_path):
+    run = tmp_path / "gan"
+    words = ("train", "cpggan", "--preset", "smoke", "--data", brains, "--out", run)
+    done = synthoma(*words, *as_options(GAN), "--minutes", 0.01)
+    if "time is up" in done.stdout:
+        synthoma("train", "--resume", run)
+    assert json.loads((run / "model.json").read_text())["step"] == 24
+    assert list((run / "samples").glob("*.png"))
+    assert (run / "log.jsonl").stat().st_size
+
+    synthoma("sample", run, "--n", 6, "--seed", 4, "--out", tmp_path / "synthetic")
+    assert len(Dataset.open(tmp_path / "synthetic")) == 6
+    text = synthoma("data", "show", tmp_path / "synthetic").stdout
+    assert "6 cases (6 synthetic)" in text
+
+    detector = tmp_path / "detector"
+    words = ("train", "yolov3", "--preset", "smoke", "--data", brains, "--out", detector)
+    mixed = ("--with", tmp_path / "synthetic", "--ratio", 0.25)
+    synthoma(*words, *mixed, "--set", "train.steps=3", "--set", "system.side_px=64")
+    text = synthoma("evaluate", detector, "--data", brains).stdout
+    assert "Sensitivity at IoU 0.25" in text
+    assert "2 patients" in text
+    again = synthoma(*words, expect=2)
+    assert "train --resume" in again.stderr

@@ -1,0 +1,216 @@
+"""Drawing: the same bytes for the same run and seed, and orders that are kept."""
+
+import numpy as np
+import pytest
+import torch
+
+from synthoma.data.case import Real, Synthetic
+from synthoma.data.dataset import Dataset
+from synthoma.data.store import DatasetWriter
+from synthoma.engine.run import Run
+from synthoma.errors import DataError, LeakError, SettingsError
+from synthoma.phantoms.brain import BrainConfig
+from synthoma.phantoms.folder import write_brains
+from synthoma.synthesis.draw import CONDITIONS, draw, orders_from, orders_of
+from synthoma.synthesis.fit import TrainingData, fit, load_trained, open_pools, resume
+
+SMALL = {
+    "side_px": 16,
+    "widest": 16,
+    "noise_dim": 8,
+    "batch_size": 4,
+    "stable_images": 16,
+    "fade_images": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def brains(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("draw") / "brains"
+    return write_brains(
+        folder, BrainConfig(side_px=32, patients=10, slices_per_patient=4), seed=0
+    )
+
+
+def train(name, data, out, steps=24, **changes):
+    overrides = {"system": SMALL | changes, "train": {"steps": steps, "precision": "float32"}}
+    fit(name, out, TrainingData(data=data), preset="smoke", overrides=overrides)
+    return out
+
+
+@pytest.fixture(scope="module")
+def cpggan(brains):
+    return train("cpggan", brains.folder, brains.folder.parent / "cpggan")
+
+
+def bytes_of(dataset):
+    folder = dataset.folder
+    shards = [path.read_bytes() for path in sorted((folder / "shards").iterdir())]
+    return (folder / "cases.jsonl").read_bytes(), shards
+
+
+def test_the_number_of_workers_changes_no_byte(cpggan, tmp_path):
+    drawn = [
+        draw([cpggan], tmp_path / f"w{workers}", n=40, seed=5, workers=workers)
+        for workers in (1, 2, 3)
+    ]
+    first, *others = map(bytes_of, drawn)
+    assert all(other == first for other in others)
+
+
+def test_fewer_images_are_the_first_of_more(cpggan, tmp_path):
+    few = draw([cpggan], tmp_path / "few", n=5, seed=5)
+    many = draw([cpggan], tmp_path / "many", n=21, seed=5)
+    for a, b in zip(few, many, strict=False):
+        assert a.case_id == b.case_id
+        assert np.array_equal(a.image.values, b.image.values)
+        assert np.array_equal(a.boxes, b.boxes)
+
+
+def test_another_seed_draws_other_images_and_orders(cpggan, tmp_path):
+    one = draw([cpggan], tmp_path / "one", n=8, seed=1)
+    two = draw([cpggan], tmp_path / "two", n=8, seed=2)
+    assert not any(np.array_equal(a.image.values, b.image.values) for a in one for b in two)
+    assert not all(np.array_equal(a.boxes, b.boxes) for a, b in zip(one, two, strict=True))
+
+
+def test_every_case_says_that_it_is_synthetic_and_whom_its_generator_saw(cpggan, brains, tmp_path):
+    drawn = draw([cpggan], tmp_path / "drawn", n=3, seed=0)
+    assert drawn.about["n_synthetic"] == 3
+    for case in drawn:
+        assert isinstance(case.origin, Synthetic)
+        assert case.origin.seed == 0
+        assert sorted(case.origin.trained_on) == sorted(brains.splits["train"])
+        assert len(case.boxes)
+    assert all(isinstance(case.origin, Real) for case in brains)
+    assert len(drawn.split("train")) == 3
+
+
+def test_orders_are_training_boxes_moved_by_a_tenth_at_most(brains):
+    train_split = brains.split("train")
+    orders = orders_from(train_split, 32, seed=0, conditions=CONDITIONS)
+    sizes = np.concatenate([train_split.boxes(i) for i in range(len(train_split))])
+    sizes = sizes[:, 2:] - sizes[:, :2]
+    for i in range(60):
+        order = orders(i)
+        assert len(order.boxes)
+        assert (order.boxes >= 0).all()
+        assert (order.boxes <= 32).all()
+        size = order.boxes[:, 2:] - order.boxes[:, :2]
+        assert (size.max(0) <= 1.1 * sizes.max(0) + 1e-3).all()
+    seen = [orders(i).told["boxes_of"] for i in range(60)]
+    assert len(set(seen)) > 10
+
+
+def test_given_boxes_are_ordered_as_they_are_in_their_own_order(brains):
+    with_boxes = [case for case in brains if len(case.boxes)]
+    orders = orders_from(brains, 32, seed=9, conditions=None)
+    for i in range(2 * len(with_boxes)):
+        assert np.array_equal(orders(i).boxes, with_boxes[i % len(with_boxes)].boxes)
+
+
+def test_boxes_on_the_command_line_are_shares_of_the_side(cpggan, tmp_path):
+    drawn = draw([cpggan], tmp_path / "boxed", n=2, seed=0, boxes=[[0.25, 0.5, 0.5, 0.75]])
+    assert drawn[1].boxes.tolist() == [[4.0, 8.0, 8.0, 12.0]]
+    for wrong in ([0.5, 0.5, 0.4, 0.6], [0, 0, 1.5, 1]):
+        with pytest.raises(SettingsError, match="from 0 to 1"):
+            orders_of([wrong], 16)
+
+
+def test_a_set_without_boxes_cannot_order_any(tmp_path):
+    normal = write_brains(
+        tmp_path / "normal",
+        BrainConfig(side_px=32, patients=3, slices_per_patient=1, lesions_max=0),
+        seed=0,
+    )
+    with pytest.raises(DataError, match="no case has a box"):
+        orders_from(normal, 32, seed=0, conditions=None)
+
+
+def test_a_gan_without_conditions_refuses_boxes(brains, tmp_path):
+    run = train("pggan", brains.folder, tmp_path / "pggan")
+    assert len(draw([run], tmp_path / "free", n=2, seed=0)) == 2
+    with pytest.raises(SettingsError, match="takes no boxes"):
+        draw([run], tmp_path / "boxed", n=2, seed=0, boxes=[[0, 0, 1, 1]])
+
+
+def test_a_generator_that_has_not_grown_up_is_not_drawn_from(brains, tmp_path):
+    run = train("cpggan", brains.folder, tmp_path / "young", steps=5)
+    with pytest.raises(SettingsError, match="8 of 16 px"):
+        draw([run], tmp_path / "drawn", n=2, seed=0)
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_an_unfinished_run_is_not_drawn_from(brains, tmp_path):
+    overrides = {"system": SMALL, "train": {"steps": 24, "precision": "float32"}}
+    data = TrainingData(data=brains.folder)
+    fit("cpggan", tmp_path / "run", data, preset="smoke", overrides=overrides, minutes=0)
+    with pytest.raises(DataError, match="train --resume"):
+        draw([tmp_path / "run"], tmp_path / "drawn", n=2, seed=0)
+    assert resume(tmp_path / "run").step == 24
+    assert len(draw([tmp_path / "run"], tmp_path / "drawn", n=2, seed=0)) == 2
+
+
+def test_a_run_whose_dataset_was_exchanged_is_not_resumed(brains, tmp_path):
+    config = BrainConfig(side_px=32, patients=4, slices_per_patient=2)
+    write_brains(tmp_path / "data", config, seed=1)
+    overrides = {"system": SMALL, "train": {"steps": 9}}
+    data = TrainingData(data=tmp_path / "data")
+    fit("pggan", tmp_path / "run", data, preset="smoke", overrides=overrides, minutes=0)
+    (tmp_path / "data").rename(tmp_path / "before")
+    write_brains(tmp_path / "data", config, seed=2)
+    with pytest.raises(DataError, match="digest differs"):
+        resume(tmp_path / "run")
+
+
+def test_a_loaded_generator_draws_what_the_trained_one_drew(brains, cpggan):
+    system, facts = load_trained(cpggan)
+    noise = torch.randn(2, *system.noise_shape, generator=torch.Generator().manual_seed(0))
+    given = {"boxes": torch.tensor([[2.0, 2, 6, 6]]), "box_case": torch.tensor([0])}
+    again, _ = load_trained(cpggan)
+    assert torch.equal(system.sample(noise, given), again.sample(noise, given))
+    assert facts["id"] == Run.open(cpggan).facts["id"]
+
+
+def copy_as_if_drawn_by_one_who_saw(dataset, out, seen):
+    """The images of a set under the name of a generator that saw these patients."""
+    from dataclasses import replace
+
+    with DatasetWriter(out, patients_from="made", value_range=(0, 255)) as writer:
+        for i, case in enumerate(dataset):
+            origin = Synthetic("some-run", 0, {}, tuple(seen))
+            writer.add(replace(case, case_id=f"s{i}", patient_id=f"s{i}", origin=origin))
+    return out
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_training_with_images_of_a_generator_that_saw_held_out_patients_is_refused(
+    brains, tmp_path, split
+):
+    seen = [*brains.splits["train"], brains.splits[split][0]]
+    leaky = copy_as_if_drawn_by_one_who_saw(brains, tmp_path / "leaky", seen)
+    with pytest.raises(LeakError, match=f"saw 1 {split} patient"):
+        open_pools(TrainingData(data=brains.folder, synthetic=leaky))
+
+
+def test_mixing_takes_the_wanted_number_of_synthetic_images(brains, tmp_path):
+    honest = copy_as_if_drawn_by_one_who_saw(
+        brains, tmp_path / "honest", brains.splits["train"]
+    )
+    n = len(brains.split("train"))
+    pools = open_pools(TrainingData(data=brains.folder, synthetic=honest, ratio=0.5))
+    assert (pools.n_real, pools.n_synthetic) == (n, round(0.5 * n))
+    assert len(pools.domains["real"]) == n + round(0.5 * n)
+    with pytest.raises(DataError, match="ratio 9"):
+        open_pools(TrainingData(data=brains.folder, synthetic=honest, ratio=9))
+
+
+def test_extra_slices_of_held_out_patients_are_refused(brains, tmp_path):
+    config = BrainConfig(side_px=32, patients=10, slices_per_patient=1, lesions_max=0)
+    write_brains(tmp_path / "same-people", config, seed=0)
+    other = Dataset.open(tmp_path / "same-people")
+    held_out = set(brains.splits["test"]) | set(brains.splits["validation"])
+    if not held_out & set(other.splits["train"]):
+        pytest.skip("both sets happen to be split alike")
+    with pytest.raises(LeakError):
+        open_pools(TrainingData(data=brains.folder, also=(other.folder,)))
