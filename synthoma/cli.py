@@ -89,8 +89,8 @@ def read_settings(config: Path | None, replaced: list[str] | None) -> dict[str, 
             raise SettingsError(f"--set {item}: allowed: PART.FIELD=VALUE, as train.steps=100")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise SettingsError(f"--set {item}: {error}") from None
+        except yaml.YAMLError:  # such as a pattern that begins with a star
+            parsed = value
         inner = settings.setdefault(part, {})
         *outer, last = field.split(".")
         for name in outer:
@@ -144,16 +144,18 @@ def data_import(
     if wrong := set(settings) - {format}:
         raise SettingsError(f"no settings {sorted(wrong)}; allowed: {format}.FIELD")
     own = replaced_settings(load_format(format).Settings(), settings.get(format, {}), format)
-    done = import_dataset(
-        source,
-        out,
-        format=format,
-        settings=own,
-        mapping=read_pairs(mapping, "--map"),
-        patient_block=patient_block,
-        patient_pattern=patient_pattern,
-        drop_duplicates=drop_duplicates,
-    )
+    with progress("import") as tell:
+        done = import_dataset(
+            source,
+            out,
+            format=format,
+            settings=own,
+            mapping=read_pairs(mapping, "--map"),
+            patient_block=patient_block,
+            patient_pattern=patient_pattern,
+            drop_duplicates=drop_duplicates,
+            progress=lambda i, n: tell(i, n, ""),
+        )
     for message in done.errors:
         print(f"left out: {message}", file=sys.stderr)
     say(f"{done.n_cases} cases, {done.n_boxes} boxes, {done.n_patients} patients in {out}")

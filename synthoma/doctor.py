@@ -13,7 +13,8 @@ def examine() -> Iterator[str]:
     for name, found in versions().items():
         yield f"{name:24} {found}"
     yield f"{'CPU threads':24} {torch.get_num_threads()} of {os.cpu_count()} cores"
-    yield f"{'bfloat16 on the CPU':24} {'fast' if fast_bf16() else 'slow: use train.precision=float32'}"
+    bf16 = "fast" if fast_bf16() else "slow: use train.precision=float32"
+    yield f"{'bfloat16 on the CPU':24} {bf16}"
     if torch.cuda.is_available():
         for k in range(torch.cuda.device_count()):
             yield f"{f'GPU {k}':24} {torch.cuda.get_device_name(k)}"

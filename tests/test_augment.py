@@ -35,9 +35,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def brains(tmp_path_factory):
     folder = tmp_path_factory.mktemp("augment") / "brains"
-    return write_brains(
-        folder, BrainConfig(side_px=32, patients=12, slices_per_patient=3), seed=0
-    )
+    return write_brains(folder, BrainConfig(side_px=32, patients=12, slices_per_patient=3), seed=0)
 
 
 def study_of(dataset, overrides=TINY):
@@ -83,7 +81,7 @@ def test_the_report_is_one_page_that_needs_nothing_beside_itself(finished):
     out, _ = finished
     page = (out / "report.html").read_text()
     assert "real + classic + synthetic 2:1" in page
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
     assert (out / "report.md").read_text().startswith("# Does synthetic data help?")
 
 
@@ -122,7 +120,7 @@ def test_a_folder_is_a_study_once(finished, brains, tmp_path):
 def test_settings_that_do_not_exist_are_named(brains):
     with pytest.raises(SettingsError, match="generator_train"):
         study_of(brains, {"gan": {"side_px": 16}})
-    with pytest.raises(SettingsError, match="detector.wide"):
+    with pytest.raises(SettingsError, match=r"detector.wide"):
         study_of(brains, {"detector": {"wide": 16}})
 
 

@@ -27,9 +27,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def brains(tmp_path_factory):
     folder = tmp_path_factory.mktemp("draw") / "brains"
-    return write_brains(
-        folder, BrainConfig(side_px=32, patients=10, slices_per_patient=4), seed=0
-    )
+    return write_brains(folder, BrainConfig(side_px=32, patients=10, slices_per_patient=4), seed=0)
 
 
 def train(name, data, out, steps=24, **changes):
@@ -194,9 +192,7 @@ def test_training_with_images_of_a_generator_that_saw_held_out_patients_is_refus
 
 
 def test_mixing_takes_the_wanted_number_of_synthetic_images(brains, tmp_path):
-    honest = copy_as_if_drawn_by_one_who_saw(
-        brains, tmp_path / "honest", brains.splits["train"]
-    )
+    honest = copy_as_if_drawn_by_one_who_saw(brains, tmp_path / "honest", brains.splits["train"])
     n = len(brains.split("train"))
     pools = open_pools(TrainingData(data=brains.folder, synthetic=honest, ratio=0.5))
     assert (pools.n_real, pools.n_synthetic) == (n, round(0.5 * n))

@@ -279,9 +279,7 @@ def test_further_anchors_of_like_shape_answer_for_a_box_too_but_never_take_anoth
     assert len(claims) == len(more.cell)
     # whoever answers, the target is the box itself
     answer = torch.cat([more.offset.clamp(1e-4, 1 - 1e-4).logit(), more.growth], 1)
-    placed = decode(
-        answer, grid.corner[more.cell], grid.stride[more.cell], grid.anchor[more.cell]
-    )
+    placed = decode(answer, grid.corner[more.cell], grid.stride[more.cell], grid.anchor[more.cell])
     assert torch.allclose(placed, boxes[more.row], atol=0.05)
 
 

@@ -174,7 +174,9 @@ class Run:
 
     def steps_saved(self) -> list[int]:
         """Steps of the numbered checkpoints, rising."""
-        return sorted(int(path.stem.split("-")[1]) for path in self.checkpoints.glob("step-*.safetensors"))
+        return sorted(
+            int(path.stem.split("-")[1]) for path in self.checkpoints.glob("step-*.safetensors")
+        )
 
     def save_step(self, step: int, state: State, *, keep: int) -> None:
         """Write the checkpoint of a step and remove all but the newest `keep`."""

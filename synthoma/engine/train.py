@@ -18,7 +18,6 @@ from synthoma.engine.settings import TrainSettings
 from synthoma.engine.system import Batch, Player, Request, System, Turn
 from synthoma.errors import DivergedError
 
-
 SHOWN_EVERY_SECONDS = 0.5
 
 

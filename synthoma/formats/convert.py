@@ -6,7 +6,7 @@ cut at the edges of their image and counted; what is wrong with the whole source
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,7 @@ def import_dataset(
     patient_block: int | None = None,
     patient_pattern: str | None = None,
     drop_duplicates: bool = False,
+    progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> ImportSummary:
     """Read files into a new dataset folder.
 
@@ -79,6 +80,7 @@ def import_dataset(
         patient_block: Images of so many consecutive ids are one patient.
         patient_pattern: A regular expression that finds the patient in the relative path.
         drop_duplicates: Leave out images that an earlier patient has too, rather than stop.
+        progress: Told (files done, files).
 
     Raises:
         SettingsError: A setting is not allowed, or `out` exists.
@@ -93,9 +95,9 @@ def import_dataset(
     if mapping and format != "csv":
         raise SettingsError(f"--map names the columns of a csv table; format {format} has none")
     with DatasetWriter(Path(out), patients_from="", drop_duplicates=drop_duplicates) as writer:
-        return _Import(writer, format, Path(source), settings, mapping or {}).run(
-            patient_block, patient_pattern
-        )
+        under_way = _Import(writer, format, Path(source), settings, mapping or {})
+        under_way.progress = progress
+        return under_way.run(patient_block, patient_pattern)
 
 
 class _Import:
@@ -118,6 +120,7 @@ class _Import:
         self.errors: list[str] = []
         self.dtypes: set[str] = set()
         self.n_boxes = 0
+        self.progress: Callable[[int, int], None] = lambda done, n: None
         writer.about["imported"] = {
             "format": format,
             "source": source.name,
@@ -130,7 +133,8 @@ class _Import:
         named = self.reading.patients_from is not None and not self.reading.patients_guessed
         listed = self.manifest is not None and not named and block is None and pattern is None
         n_listed = 0
-        for entry in self.reading.entries:
+        entries = list(self.reading.entries)
+        for number, entry in enumerate(entries, 1):
             for read in self._read(entry):
                 found, row = self.manifest.complete(read) if self.manifest else (read, None)
                 patient = row.patient_id if listed and row is not None else rule(read)
@@ -138,6 +142,7 @@ class _Import:
                 self._check_split(found, patient)
                 exported = row is not None and row.name == found.name
                 self._add(found, patient, row.case_id if row and exported else found.name)
+            self.progress(number, len(entries))
         if self.manifest and n_listed:
             rest = "" if n_listed == self.writer.n_cases else f"; of other files, {words}"
             words = self.manifest.about.patients_from + rest

@@ -31,16 +31,7 @@ from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.errors import SettingsError
 from synthoma.nn import blocks
-from synthoma.nn.blocks import (
-    EqualConv,
-    EqualLinear,
-    convolution_dtype,
-    leaky_pixel_norm,
-    leaky_relu_,
-    pyramid,
-    ready,
-    run,
-)
+from synthoma.nn.blocks import EqualConv, EqualLinear, leaky_pixel_norm, leaky_relu_
 from synthoma.nn.losses import WASSERSTEIN, gradient_norms
 
 Side = Literal[4, 8, 16, 32, 64, 128, 256, 512, 1024]
@@ -102,25 +93,24 @@ def phase(config: PGGANConfig, step: int) -> tuple[int, float]:
         >>> [phase(short, step) for step in range(1, 6)]
         [(4, 1.0), (4, 1.0), (8, 0.5), (8, 1.0), (8, 1.0)]
     """
-    shown = (max(step, 1) - 1) * config.batch_size
-    if shown < config.stable_images or config.side_px == 4:
-        return 4, 1.0
-    each = config.fade_images + config.stable_images
-    grown, into = divmod(shown - config.stable_images, each)
-    if grown >= len(config.sides) - 1:
-        return config.side_px, 1.0
-    return config.sides[grown + 1], min(1.0, (into + config.batch_size) / config.fade_images)
+    grown, faded = _growth(config, step)
+    return config.sides[grown], min(1.0, (faded + config.batch_size) / config.fade_images)
 
 
 def stage(config: PGGANConfig, step: int) -> tuple[int, bool]:
-    """The side in pixels at a step, and whether it is being faded in.
+    """The side in pixels at a step, and whether it fades in; the step that completes it does."""
+    grown, faded = _growth(config, step)
+    return config.sides[grown], faded < config.fade_images
 
-    The image that completes a fade still belongs to it, as its weights and optimiser do.
-    """
-    side_px, _ = phase(config, step)
+
+def _growth(config: PGGANConfig, step: int) -> tuple[int, int]:
+    """How often the side has doubled, and for how many images the last doubling has faded in."""
     shown = (max(step, 1) - 1) * config.batch_size - config.stable_images
-    grown, into = divmod(shown, config.fade_images + config.stable_images)
-    return side_px, side_px > 4 and grown < len(config.sides) - 1 and into < config.fade_images
+    grown, faded = divmod(shown, config.fade_images + config.stable_images)
+    last = len(config.sides) - 1
+    return (
+        (grown + 1, faded) if 0 <= grown < last else (0 if grown < 0 else last, config.fade_images)
+    )
 
 
 class Generator(nn.Module):
@@ -163,18 +153,18 @@ class Generator(nn.Module):
         """
         dtype = dtype or noise.dtype
         last = side_px.bit_length() - 3
-        conditions = pyramid(condition, 4, side_px // 2)
+        conditions = blocks.pyramid(condition, 4, side_px // 2)
         x = self.first(blocks.pixel_norm(noise)).unflatten(1, (-1, 4, 4)) + self.first_bias
         x = leaky_pixel_norm(x.to(dtype))
-        x = leaky_pixel_norm(run(self.convs[0], x, None, dtype))
+        x = leaky_pixel_norm(blocks.run(self.convs[0], x, None, dtype))
         before = x
         for k in range(1, last + 1):
             before = x
-            x = leaky_pixel_norm(run(self.ups[k - 1], x, conditions.get(2 << k), dtype))
-            x = leaky_pixel_norm(run(self.convs[k], x, None, dtype))
-        image = run(self.to_image[last], x, None, dtype).to(noise.dtype)
+            x = leaky_pixel_norm(blocks.run(self.ups[k - 1], x, conditions.get(2 << k), dtype))
+            x = leaky_pixel_norm(blocks.run(self.convs[k], x, None, dtype))
+        image = blocks.run(self.to_image[last], x, None, dtype).to(noise.dtype)
         if fade < 1:
-            old = run(self.to_image[last - 1], before, None, dtype).to(noise.dtype)
+            old = blocks.run(self.to_image[last - 1], before, None, dtype).to(noise.dtype)
             image = torch.lerp(blocks.double(old), image, fade)
         return image
 
@@ -211,10 +201,12 @@ class Critic(nn.Module):
         """
         dtype = dtype or self.logit.weight.dtype
         last = side_px.bit_length() - 3
-        entry = ready(self.from_image[last], dtype, side_px)
-        old_entry = ready(self.from_image[last - 1], dtype, side_px // 2) if fade < 1 else None
-        convs = [ready(self.convs[k], dtype, 4 << k) for k in range(last + 1)]
-        downs = [ready(self.downs[k - 1], dtype, 4 << k) for k in range(1, last + 1)]
+        entry = blocks.ready(self.from_image[last], dtype, side_px)
+        old_entry = (
+            blocks.ready(self.from_image[last - 1], dtype, side_px // 2) if fade < 1 else None
+        )
+        convs = [blocks.ready(self.convs[k], dtype, 4 << k) for k in range(last + 1)]
+        downs = [blocks.ready(self.downs[k - 1], dtype, 4 << k) for k in range(1, last + 1)]
 
         def judge(
             image: Float[Tensor, "n c y x"], *, parts: int = 1, frozen_spread: bool = False
@@ -252,7 +244,7 @@ def play(
     The critic's turn draws the fake images and leaves them, with their graph, to the generator's.
     Convolutions are in autocast's precision; everything else is in that of the images.
     """
-    device, dtype = real.device, convolution_dtype(real.device)
+    device, dtype = real.device, blocks.convolution_dtype(real.device)
     side_px, fade = phase(config, turn.step)
     generator, critic = nets
 
@@ -312,12 +304,15 @@ def deal(config: PGGANConfig, generator: Generator, critic: Critic) -> tuple[Pla
     def rate(step: int, steps: int) -> float:
         return config.fine_factor if phase(config, step)[0] >= config.fine_from_px else 1.0
 
-    def decay(step: int) -> float:
-        return config.average_decay
-
     return (
         Player("critic", (critic,), adam(critic), rate=rate),
-        Player("generator", (generator,), adam(generator), rate=rate, average=decay),
+        Player(
+            "generator",
+            (generator,),
+            adam(generator),
+            rate=rate,
+            average=lambda step: config.average_decay,
+        ),
     )
 
 
@@ -368,7 +363,7 @@ class PGGAN(GAN):
         if given is not None:
             raise SettingsError("pggan takes no conditions; cpggan places boxes")
         side_px, fade = phase(self.config, int(self.step))
-        dtype = convolution_dtype(noise.device)
+        dtype = blocks.convolution_dtype(noise.device)
         return cast(Tensor, self.generator(noise, side_px, fade, dtype=dtype)).clamp_(-1, 1)
 
 
