@@ -16,6 +16,7 @@ from synthoma.data.case import Case, Image, Real
 from synthoma.data.dataset import Dataset
 from synthoma.data.store import DatasetWriter
 from synthoma.engine.settings import TrainSettings
+from synthoma.engine.system import Turn
 from synthoma.engine.train import train
 from synthoma.errors import DataError, SettingsError
 from synthoma.tasks.anchors import (
@@ -32,6 +33,7 @@ from synthoma.tasks.darknet53 import YOLOv3Network, read_weights, write_weights
 from synthoma.tasks.yolov3 import MOST_BOXES, PRESETS, YOLOv3, YOLOv3Config, fitted
 from synthoma.zoo import load_entry
 
+TURN = Turn(1, 0, torch.Generator())
 TINY = YOLOv3Config(
     side_px=64,
     test_side_px=64,
@@ -348,7 +350,7 @@ def test_the_squared_error_is_the_papers():
 def test_images_without_boxes_train_objectness_alone():
     system = YOLOv3(TINY)
     batch = batch_of(torch.zeros(0, 4), []) | {"image": torch.zeros(2, 1, 64, 64)}
-    losses = system.losses("detector", batch, None)
+    losses = system.losses("detector", batch, TURN)
     assert losses["box"].item() == losses["class"].item() == 0
     assert losses["objectness"].item() > 0
     sum(losses.values()).backward()
@@ -364,8 +366,8 @@ def test_parts_of_a_batch_add_up_to_the_whole():
         part = {k: v[own] for k, v in batch.items() if k != "image"}
         part["box_case"] = part["box_case"] - first
         part["image"] = batch["image"][first : first + 2]
-        parts.append(sum(system.losses("detector", part, None).values()).item())
-    whole = sum(system.losses("detector", batch, None).values()).item()
+        parts.append(sum(system.losses("detector", part, TURN).values()).item())
+    whole = sum(system.losses("detector", batch, TURN).values()).item()
     assert whole == pytest.approx(sum(parts) / 2, rel=1e-4)
 
 

@@ -1,13 +1,20 @@
 """How annotations are checked while testing (`conftest.py` installs it)."""
 
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from beartype import BeartypeConf, FrozenDict, beartype
 from beartype.roar import BeartypeDecorHintPep3119Exception
 
-#: An int is a float, as for mypy. beartype sees one method at a time and cannot know `Self`.
 STRICT = beartype(
-    conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({Self: object}))
+    conf=BeartypeConf(
+        is_pep484_tower=True,  # an int is a float, as for mypy
+        hint_overrides=FrozenDict(
+            {
+                Self: object,  # beartype sees one method at a time
+                BinaryIO: object,  # a gzip file is one for everybody else
+            }
+        ),
+    )
 )
 
 
