@@ -305,6 +305,7 @@ def train(
         list[str] | None,
         typer.Option(metavar="FIELD=VALUE", help="Only cases with this label or trait."),
     ] = None,
+    boxed: Annotated[bool, typer.Option("--boxed", help="Only cases with a box.")] = False,
     also: Annotated[
         list[Path] | None, typer.Option(help="Mix in the training split of this folder too.")
     ] = None,
@@ -338,6 +339,7 @@ def train(
         wanted = fit.TrainingData(
             data=data,
             where=read_pairs(where, "--where"),
+            boxed=boxed,
             also=tuple(also or ()),
             synthetic=synthetic,
             ratio=ratio,

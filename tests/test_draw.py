@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from synthoma.data.case import Real, Synthetic
-from synthoma.data.dataset import Dataset
+from synthoma.data.dataset import resplit
 from synthoma.data.store import DatasetWriter
 from synthoma.engine.run import Run
 from synthoma.errors import DataError, LeakError, SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.synthesis.draw import CONDITIONS, draw, orders_from, orders_of
-from synthoma.synthesis.fit import TrainingData, fit, load_trained, open_pools, resume
+from synthoma.synthesis.fit import TrainingData, fit, load_trained, open_pools, resume, select
 
 SMALL = {
     "side_px": 16,
@@ -203,10 +203,17 @@ def test_mixing_takes_the_wanted_number_of_synthetic_images(brains, tmp_path):
 
 def test_extra_slices_of_held_out_patients_are_refused(brains, tmp_path):
     config = BrainConfig(side_px=32, patients=10, slices_per_patient=1, lesions_max=0)
-    write_brains(tmp_path / "same-people", config, seed=0)
-    other = Dataset.open(tmp_path / "same-people")
-    held_out = set(brains.splits["test"]) | set(brains.splits["validation"])
-    if not held_out & set(other.splits["train"]):
-        pytest.skip("both sets happen to be split alike")
-    with pytest.raises(LeakError):
+    same_people = write_brains(tmp_path / "normal", config, seed=0)
+    turned = {"train": brains.splits["test"], "validation": [], "test": brains.splits["train"]}
+    turned["validation"] = brains.splits["validation"]
+    other = resplit(same_people, tmp_path / "turned", turned)
+    with pytest.raises(LeakError, match="test patient"):
         open_pools(TrainingData(data=brains.folder, also=(other.folder,)))
+
+
+def test_only_cases_with_a_box_are_taken_when_asked(brains):
+    boxed = select(TrainingData(data=brains.folder, boxed=True))
+    every = select(TrainingData(data=brains.folder))
+    assert 0 < len(boxed) < len(every)
+    assert all(len(case.boxes) for case in boxed)
+    assert sum(len(case.boxes) > 0 for case in every) == len(boxed)

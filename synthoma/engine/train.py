@@ -127,24 +127,23 @@ class Game:
         return {name: t for name, t in self.system.named_parameters() if id(t) in wanted}
 
     def make_step(self, serve: Serve) -> tuple[dict[str, float], int]:
-        """One step: every player makes its moves. Returns the losses by name, and images seen."""
+        """One step: every player makes its moves. Returns the losses by name, and the step's
+        images."""
         step = self.step + 1
         if self.system.stage(step) != self.system.stage(self.step or 1):
             self.deal()
         request = self.system.request(step)
         shared: dict[str, Tensor] = {}
         terms: dict[str, float] = {}
-        images = 0
         for player, rates in zip(self.players, self.base_rates, strict=True):
             for group, rate in zip(player.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * player.rate(step, self.settings.steps)
             for move in range(player.moves):
                 terms |= self.make_move(player, serve, request, step, move, shared)
-                images += request.size
             average(self.averages, self.averaged_tensors(), player, step)
         terms |= {n.removeprefix("log/"): t.item() for n, t in shared.items() if n[:4] == "log/"}
         self.step = step
-        return terms, images
+        return terms, request.size
 
     def make_move(
         self,

@@ -327,6 +327,7 @@ class PGGAN(GAN):
         self.generator = Generator(config)
         self.critic = Critic(config)
         self.noise_shape = (config.noise_dim,)
+        self.side_px = config.side_px
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def stage(self, step: int) -> tuple[int, bool]:

@@ -59,17 +59,14 @@ def account(work: "Work") -> Report:
     real, synthetic = Dataset.open(work.data), Dataset.open(work.out / "synthetic")
     test = real.split("test")
     judge = cells[BASELINE][0]
-    obeyed = adherence(
-        find_in(judge.folder, synthetic.take(np.arange(min(len(synthetic), 1000)))),
-        judge.findings,
-        seed=study.seed,
-    )
+    some = synthetic.take(np.arange(min(len(synthetic), 1000)))
+    obeyed, untold = adherence(find_in(judge.folder, some), judge.findings, seed=study.seed)
     table = Table(
         study="augment",
         task="detect",
         patients_from=real.about["patients_from"],
         rows=make_rows(cells, baseline=BASELINE, seed=study.seed),
-        adherence=Adherence(**obeyed),
+        adherence=Adherence(**obeyed) if "ordered" in obeyed else None,
         published=PUBLISHED,
     )
     train = real.split("train")
@@ -78,7 +75,7 @@ def account(work: "Work") -> Report:
         question=QUESTION,
         table=table,
         primary="sensitivity_iou25",
-        warnings=warnings(work, table, len(test.patients)),
+        warnings=[*warnings(work, table, len(test.patients)), *untold],
         notes=notes(work),
         froc=[
             Froc(f"IoU {iou:g}", [curve(setup, own, iou) for setup, own in cells.items()])
@@ -143,8 +140,8 @@ def notes(work: "Work") -> list[str]:
     """How the table was made."""
     study = work.study
     return [
-        f"Generator: {study.generator.name}, trained on the training patients alone, once; its "
-        "images are not curated.",
+        f"Generator: {study.generator.name}, trained once, on the slices with lesions of the "
+        "training patients alone; its images are not curated.",
         f"All images were prepared at {study.prepare.side_px} px, the generator's side, so that "
         "resolution does not tell real from synthetic; the detector trains at "
         f"{study.detector.system['side_px']} px and is tested at "

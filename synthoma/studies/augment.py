@@ -244,7 +244,7 @@ class Work:
         return True
 
     def train_generator(self) -> bool:
-        """On the training patients alone (and the tumour-free extra slices)."""
+        """On the slices with lesions of the training patients alone, and the extra slices."""
         folder = self.out / "generator"
         also = tuple(sorted(self.out.glob("also-*")))
         with training("train the generator") as show:
@@ -256,7 +256,7 @@ class Work:
                 outcome = fit(
                     self.study.generator.name,
                     folder,
-                    TrainingData(data=self.data, also=also),
+                    TrainingData(data=self.data, boxed=True, also=also),
                     settings=self.study.generator.settings(),
                     seed=self.study.seed,
                     minutes=self.minutes_left,

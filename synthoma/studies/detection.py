@@ -216,7 +216,7 @@ def estimate(found: Interval) -> Estimate:
 
 def adherence(
     synthetic: Findings, real: Findings, *, seed: int, iou_threshold: float = 0.25
-) -> dict[str, Estimate]:
+) -> tuple[dict[str, Estimate], list[str]]:
     """How well synthetic images show what was ordered, in the eyes of a detector.
 
     The share of images whose top-scoring box meets an ordered box at `iou_threshold`; the same
@@ -225,6 +225,9 @@ def adherence(
     Args:
         synthetic: Of a detector trained on real images, in synthetic ones.
         real: Of the same detector in real test images.
+
+    Returns:
+        Estimates by name ("ordered", "shuffled", "real"), and why one has no value.
     """
     own = top_hits(synthetic.detections, synthetic.truths, iou_threshold)
     n = synthetic.truths.n_cases
@@ -237,14 +240,14 @@ def adherence(
     real_hits = top_hits(real.detections, real.truths, iou_threshold)[with_boxes]
     patients = np.array(real.patients)[with_boxes]
     each = np.arange(n)
-    return {
-        name: estimate(interval(ratio(hits, np.ones(len(hits)), who), seed=seed))
-        for name, hits, who in (
-            ("ordered", own, each),
-            ("shuffled", shuffled, each),
-            ("real", real_hits, patients),
-        )
-    }
+    columns = {"ordered": (own, each), "shuffled": (shuffled, each), "real": (real_hits, patients)}
+    values, undefined = estimates(
+        {
+            name: partial(interval, ratio(hits, np.ones(len(hits)), who), seed=seed)
+            for name, (hits, who) in columns.items()
+        }
+    )
+    return values, [f"Adherence, {name}: {reason}." for name, reason in undefined.items()]
 
 
 def top_hits(detections: Detections, truths: Truths, iou_threshold: float) -> np.ndarray:

@@ -26,7 +26,7 @@ from synthoma.engine.run import Run
 from synthoma.engine.system import GAN
 from synthoma.engine.train import generator_for, threads
 from synthoma.errors import DataError, SettingsError
-from synthoma.synthesis.fit import TrainingData, load_trained, open_pools
+from synthoma.synthesis.fit import TrainingData, load_trained, open_pools, select
 
 #: Images drawn at once; recorded in dataset.json, because another size may change last bits.
 CHUNK = 16
@@ -193,11 +193,7 @@ def choose_orders(
     data = TrainingData.model_validate(run.facts["data"])
     if open_pools(data).digest != run.facts["digest"]:
         raise DataError(f"{data.data}: not the dataset that {folder} was trained on")
-    whole = Dataset.open(data.data)
-    real = whole.split(data.split) if data.split else whole
-    real = real.where(**data.where) if data.where else real
-    real = real.of_patients(set(data.patients)) if data.patients else real
-    return orders_from(real, system.side_px, seed=seed, conditions=conditions)
+    return orders_from(select(data), system.side_px, seed=seed, conditions=conditions)
 
 
 def draw_cases(

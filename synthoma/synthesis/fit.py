@@ -44,6 +44,7 @@ class TrainingData(BaseModel):
         default_factory=dict, description="Only cases whose label or traits have these values."
     )
     patients: tuple[str, ...] = Field((), description="Only these patients; empty for all.")
+    boxed: bool = Field(False, description="Only cases with a box, of `data`.")
     also: tuple[Path, ...] = Field(
         (), description="Further real folders whose training split is mixed in (normal slices)."
     )
@@ -72,10 +73,7 @@ def open_pools(data: TrainingData) -> Pools:
         LeakError: A generator of the synthetic cases saw a validation or test patient.
         DataError: A folder lacks the cases that were asked for.
     """
-    whole = Dataset.open(data.data)
-    real = whole.split(data.split) if data.split else whole
-    real = real.where(**data.where) if data.where else real
-    real = real.of_patients(set(data.patients)) if data.patients else real
+    whole, real = Dataset.open(data.data), select(data)
     parts = [real, *(Dataset.open(folder).split("train") for folder in data.also)]
     n_synthetic = 0
     if data.synthetic is not None:
@@ -106,6 +104,17 @@ def open_pools(data: TrainingData) -> Pools:
         len(real),
         n_synthetic,
     )
+
+
+def select(data: TrainingData) -> Dataset:
+    """The cases of the real dataset folder that are trained on."""
+    real = Dataset.open(data.data)
+    real = real.split(data.split) if data.split else real
+    real = real.where(**data.where) if data.where else real
+    real = real.of_patients(set(data.patients)) if data.patients else real
+    if data.boxed:
+        real = real.take(np.flatnonzero([len(real.boxes(i)) > 0 for i in range(len(real))]))
+    return real
 
 
 def absolute(data: TrainingData) -> TrainingData:
