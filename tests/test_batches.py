@@ -162,6 +162,20 @@ def test_datasets_with_other_classes_share_one_list_of_them(tmp_path):
         assert pool.box_labels[kind] == (("b", "d") if cases[k] < 11 else ("c", "a"))[j]
 
 
+def test_the_class_of_a_box_goes_with_it_when_another_is_moved_out_of_the_image(tmp_path):
+    boxes = np.array([[0, 0, 16, 1], [7, 7, 9, 9]], np.float32)
+    data = dataset(tmp_path / "d", 1, first=2, boxes=boxes, box_labels=("a", "b"))
+    shifts = Classic(
+        flip_x=False, flip_y=False, rotate_degrees=0, shear=0, zoom=0, shift=0.3, least_visible=0.9
+    )
+    server = Server({"real": Pool([data])}, seed=0)
+    batch = server(Request(40, SIDE, FIELDS, shifts), 1, 0)
+    height = batch["boxes"][:, 2] - batch["boxes"][:, 0]
+    assert torch.equal(batch["box_class"], (height < 5).long())
+    assert 40 < len(height) < 80  # the box at the edge was dropped from some
+    assert torch.equal(batch["box_case"][batch["box_class"] == 1], torch.arange(40))
+
+
 def test_a_dataset_given_twice_is_dealt_twice_as_often(tmp_path):
     a, b = dataset(tmp_path / "a", 4), dataset(tmp_path / "b", 4, first=11)
     server = Server({"real": Pool([a, b, b])}, seed=0)

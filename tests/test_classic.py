@@ -89,10 +89,11 @@ def test_a_moved_box_still_holds_its_lesion_and_fits_it(seed, side_px, radii, ce
         return
     drawn = np.array([rows.min(), columns.min(), rows.max() + 1, columns.max() + 1])
     inside = np.array([-1, -1, 1, 1]) * (drawn - boxes[0])
-    assert inside.max() <= 1
+    pixel = max(1, side_px / 100)  # of the image that is coarser
+    assert inside.max() <= pixel
     whole = (boxes[0, :2] > 0).all() and (boxes[0, 2:] < side_px).all()
     if whole:  # at the image's edge the ellipse's own part of its box may be cut off
-        assert np.abs(inside).max() <= 1.5
+        assert np.abs(inside).max() <= 1.5 * pixel
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -131,9 +132,11 @@ def test_a_picture_and_its_box_agree_at_another_side(side_px):
 
 
 def test_a_fine_pattern_is_averaged_and_not_sampled_when_it_shrinks():
-    checks = np.indices((128, 128)).sum(axis=0) % 2 * 2.0 - 1
-    small = warp(checks.astype(np.float32)[None], np.diag([0.25, 0.25, 1]), 32)
-    assert np.abs(small).max() < 0.05
+    noise = picture(side=128)
+    small = warp(noise, np.diag([0.25, 0.25, 1]), 32)
+    np.testing.assert_allclose(
+        small, noise.reshape(1, 32, 4, 32, 4).mean(axis=(2, 4)), rtol=0, atol=1e-5
+    )
 
 
 def test_what_leaves_the_image_is_cut_and_what_is_hardly_left_is_dropped():
