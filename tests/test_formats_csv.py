@@ -46,7 +46,7 @@ def test_the_brain_slices_import_with_their_own_split_in_blocks_of_ids(
     assert case.patient_id == "block-00160"
     assert case.image.values.shape == (1, 512, 512)
     np.testing.assert_allclose(by_id["images/1.jpg"].boxes, [[176.6, 267.6, 253.7, 381.0]])
-    assert dataset.about["value_range"] == [0, 255]
+    assert dataset.about["value_range"] == (0, 255)
 
 
 def test_several_rows_of_an_image_are_several_boxes_and_blanks_are_none(tmp_path: Path) -> None:

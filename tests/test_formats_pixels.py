@@ -211,4 +211,4 @@ def test_chest_x_rays_are_grey_and_have_two_classes(real_data: Path, tmp_path: P
     assert summary.n_cases == summary.n_patients == 240
     assert dataset.labels == ["normal", "pneumonia"]
     assert {case.image.values.shape for case in dataset} == {(1, 224, 224)}
-    assert dataset.about["value_range"] == [0, 255]
+    assert dataset.about["value_range"] == (0, 255)
