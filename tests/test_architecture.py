@@ -14,7 +14,7 @@ FILES = sorted((ROOT / "synthoma").rglob("*.py"))
 #: A part may import from any step before its own, and from itself.
 STEPS = (
     ("errors", "console"),
-    ("settings",),
+    ("settings", "options"),
     ("data",),
     ("metrics",),
     ("formats", "phantoms"),
@@ -26,6 +26,7 @@ STEPS = (
     ("report",),
     ("people",),
     ("studies",),
+    ("cli_data",),
     ("cli",),
 )
 STEP = {part: step for step, parts in enumerate(STEPS) for part in parts}

@@ -402,11 +402,3 @@ class DatasetWriter:
                 "digest": self.digest.hexdigest(),
             },
         )
-
-
-def __getattr__(name: str) -> Any:  # TEMPORARY, for the lead to delete: moved to dataset.py
-    if name in ("Dataset", "resplit"):
-        from synthoma.data import dataset  # noqa: PLC0415
-
-        return getattr(dataset, name)
-    raise AttributeError(name)

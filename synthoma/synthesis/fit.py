@@ -5,6 +5,7 @@ dataset folders -> pools (checked for leaks) -> system, fitted to the data -> tr
 
 import hashlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -238,7 +239,8 @@ def play_run(
         validate=validator(pools.validation, facts, loop) if judged else None,
         picture=painter(run, pools, facts) if isinstance(system, GAN) else None,
     )
-    server = Server(pools.domains, seed=facts["seed"])
+    workers = 1 if where.type == "cpu" else min(4, os.cpu_count() or 1)
+    server = Server(pools.domains, seed=facts["seed"], workers=workers)
     outcome = train(
         system,
         server,
