@@ -101,7 +101,7 @@ def account(work: "Work") -> Report:
         settings=study.model_dump(mode="json"),
         versions=versions(),
         command=work.command,
-        seeds=[study.seed + k for k in range(study.seeds)],
+        seeds=[study.seed + k for k in range(table.rows[0].seeds)],
         seconds=work.seconds,
         data=facts(real),
     )
@@ -118,7 +118,10 @@ def warnings(work: "Work", table: Table, n_patients: int) -> list[str]:
         )
     if work.study.scale == "demo":
         said.append("The brains are phantoms made from nothing; nothing here is about patients.")
-    if work.study.seeds == 1:
+    done = table.rows[0].seeds
+    if done < work.study.seeds:
+        said.append(f"Unfinished: {done} of {work.study.seeds} seeds; --resume goes on.")
+    if done == 1:
         said.append("One seed: the intervals hold the chance of patients, not that of training.")
     if warning := coverage_warning(n_patients):
         said.append(warning)

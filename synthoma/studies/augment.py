@@ -172,11 +172,7 @@ def go_on(out: Path, *, minutes: float | None = None, device: str = "auto") -> b
     kept = read_json(out / "study.json")
     command = kept.pop("command")
     work = Work(out, Study.model_validate(kept), command, device, minutes)
-    if not work.train_and_test():
-        return False
-    write_report(out, account(work))
-    say(f"report: {out / 'report.html'} (also report.md and table.json)")
-    return True
+    return work.train_and_test()
 
 
 class Work:
@@ -192,26 +188,34 @@ class Work:
         self.seconds: dict[str, float] = read_json(path) if path.is_file() else {}
 
     def train_and_test(self) -> bool:
-        """Every part in turn; False where the minutes were up."""
+        """Every part in turn, with a report after each seed; False where the minutes were up."""
         parts: list[tuple[str, Callable[[], bool]]] = [
             ("prepare", self.prepare),
             ("train the generator", self.train_generator),
             ("draw", self.draw),
         ]
-        parts += [
-            (f"{setup.name}, seed {seed}", partial(self.cell, setup, seed))
-            for seed in range(self.study.seeds)
-            for setup in setups(self.study.ratios)
-        ]
-        for name, part in parts:
-            began = time.monotonic()
-            finished = part()
-            spent = time.monotonic() - began
-            if spent > 1 or name not in self.seconds:
-                self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 1)
-                write_json(self.out / "seconds.json", self.seconds)
-            if not finished:
-                return False
+        for seed in range(self.study.seeds):
+            parts += [
+                (f"{setup.name}, seed {seed}", partial(self.cell, setup, seed))
+                for setup in setups(self.study.ratios)
+            ]
+            parts += [(f"report on {seed + 1} of {self.study.seeds} seeds", self.report)]
+        return all(self.timed(name, part) for name, part in parts)
+
+    def timed(self, name: str, part: Callable[[], bool]) -> bool:
+        """Do a part and remember how long it took, over all calls."""
+        began = time.monotonic()
+        finished = part()
+        spent = time.monotonic() - began
+        if spent > 1 or name not in self.seconds:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 1)
+            write_json(self.out / "seconds.json", self.seconds)
+        return finished
+
+    def report(self) -> bool:
+        """The table of the seeds that every set-up has."""
+        write_report(self.out, account(self))
+        say(f"report: {self.out / 'report.html'} (also report.md and table.json)")
         return True
 
     @property
