@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from synthoma.data.case import Case, Image, Synthetic, no_boxes
 from synthoma.data.dataset import Dataset
-from synthoma.data.prepare import Prepare, prepare, prepare_case
+from synthoma.data.prepare import Prepare, find_foreground, prepare, prepare_case
 from synthoma.data.store import DatasetWriter
 from synthoma.errors import DataError
 
@@ -267,3 +267,13 @@ def test_volumes_are_refused_with_the_way_out(tmp_path):
     deep = write(tmp_path / "d", [one(np.ones((1, 4, 4, 4), np.uint8))])
     with pytest.raises(DataError, match="for slices"):
         prepare(deep, tmp_path / "p", Prepare())
+
+
+def test_values_below_the_air_s_do_not_make_the_air_body():
+    """Interpolated, skull-stripped volumes have them, on the rim of the brain."""
+    values = np.zeros((1, 64, 64), np.int16)
+    values[0, 20:40, 24:44] = 400
+    values[0, 19, 24:44] = -60
+    body = find_foreground(values.astype(np.float32))
+    rows, columns = np.nonzero(body)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 39, 24, 43)

@@ -163,11 +163,15 @@ def prepare_case(
 def find_foreground(values: Float32[np.ndarray, "c y x"]) -> Bool[np.ndarray, "y x"]:
     """Pixels of the body: brighter than a twentieth of the way from black to bright.
 
-    Black is the image's minimum and bright its 99th percentile. Specks are opened away, so that
-    noise and compression artefacts in the air do not count.
+    Black is the median of the image's outermost pixels, but no brighter than its first quartile
+    (an X-ray has body at its edges); the minimum would not do, because interpolation leaves
+    values below that of the air in stripped images. Bright is the 99th percentile. Specks are
+    opened away, so that noise and compression artefacts in the air do not count.
     """
     flat = values.max(axis=0)
-    low, high = float(flat.min()), float(np.percentile(flat, 99))
+    edge = np.concatenate([flat[0], flat[-1], flat[:, 0], flat[:, -1]])
+    low = float(min(np.median(edge), np.percentile(flat, 25)))
+    high = float(np.percentile(flat, 99))
     if high <= low:
         high = float(flat.max())
     if high <= low:

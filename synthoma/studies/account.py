@@ -89,7 +89,9 @@ def account(work: "Work") -> Report:
                 note="The first ones drawn; none was chosen.",
             ),
             Grid(
-                "Real training slices and their boxes",
+                "Training slices (phantoms) and their boxes"
+                if study.scale == "demo"
+                else "Real training slices and their boxes",
                 pictures(train, picked(train, PICTURES, study.seed)),
                 synthetic=False,
                 note="Drawn at random.",
