@@ -39,15 +39,16 @@ def progress(title: str) -> Iterator[Tell]:
         with rich_bar(title) as tell:
             yield tell
         return
-    began = time.monotonic()
-    said = began
+    began = said = time.monotonic()
+    first: int | None = None
 
     def line(done: int, n: int, more: str = "") -> None:
-        nonlocal said
+        nonlocal said, first
         now = time.monotonic()
+        first = done - 1 if first is None else first  # what was resumed took no time today
         if now - said >= 10 or done == n:
             said = now
-            left = (now - began) * (n - done) / max(done, 1)
+            left = (now - began) * (n - done) / max(done - first, 1)
             rest = f", {duration(left)} left" if done < n else f" in {duration(now - began)}"
             print(f"{title}: {done}/{n}{rest} {more}".rstrip(), file=sys.stderr, flush=True)
 
@@ -61,6 +62,7 @@ def rich_bar(title: str) -> Iterator[Tell]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        TaskID,
         TextColumn,
         TimeRemainingColumn,
     )
@@ -73,10 +75,12 @@ def rich_bar(title: str) -> Iterator[Tell]:
         TextColumn("{task.fields[more]}"),
     )
     with Progress(*columns) as bar:
-        task = bar.add_task(title, total=None, more="")
+        tasks: list[TaskID] = []
 
         def tell(done: int, n: int, more: str = "") -> None:
-            bar.update(task, completed=done, total=n, more=more)
+            if not tasks:  # from where a resumed run stands, so that the time left is right
+                tasks.append(bar.add_task(title, total=n, completed=done - 1, more=more))
+            bar.update(tasks[0], completed=done, total=n, more=more)
 
         yield tell
 

@@ -108,6 +108,16 @@ def test_a_run_killed_after_any_step_and_resumed_ends_in_the_same_bytes(
     assert without_seconds(whole) == without_seconds(broken)
 
 
+def test_a_new_stage_has_fresh_optimisers(tmp_path):
+    run = new_run(tmp_path / "run")
+    train(fresh(), serve, settings(), seed=0, run=run)
+    moves = {
+        step: int(run.load(f"step-{step:08}")["optimizers"]["left"]["state"][0]["step"])
+        for step in (4, 6, 8)
+    }
+    assert moves == {4: 8, 6: 4, 8: 8}  # two moves a step; the stage changes at step 5
+
+
 def test_another_seed_ends_elsewhere(tmp_path):
     ends = []
     for seed in (0, 1):
