@@ -4,7 +4,8 @@
 
     SYSTEM            the class, a final `System`
     PRESETS           "paper", "small", "smoke": a `Preset` each
-    fitted(config, pool) -> config   what the data decides: channels, classes, anchors
+    fitted(config, pools) -> config   what the data decides: channels, classes, anchors; `pools`
+                      by domain, of which a system of one domain looks at "real"
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from synthoma.tasks import TASKS
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from synthoma.data.batches import Pool
     from synthoma.engine.settings import Preset
     from synthoma.engine.system import System
 
@@ -35,7 +37,8 @@ class Entry:
     system: "Callable[[Any], System]"
     config: "type[BaseModel]"
     presets: "dict[str, Preset]"
-    fitted: Callable[[Any, Any], Any]
+    fitted: "Callable[[Any, dict[str, Pool]], Any]"
+    """(config, pools by domain) -> config, with what the data decides."""
 
 
 def load_entry(name: str) -> Entry:

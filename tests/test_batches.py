@@ -1,6 +1,7 @@
 """A batch is a function of (seed, request, step, move, part) and of nothing else."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from synthoma.data.batches import Batch, Pool, Request, Server, resize, signed_unit
 from synthoma.data.case import Case, Image, Synthetic
-from synthoma.data.classic import Classic
+from synthoma.data.classic import Classic, augment
 from synthoma.data.dataset import Dataset
 from synthoma.data.store import DatasetWriter
 from synthoma.errors import DataError, SettingsError
@@ -91,7 +92,7 @@ def test_a_caller_that_never_collects_does_not_fill_the_memory(pool):
 
 def test_an_error_while_prefetching_is_raised_when_the_batch_is_asked_for(pool):
     server = Server({"real": pool}, seed=0)
-    wrong = Request(size=2, side_px=8, domain="source")
+    wrong = Request(size=2, side_px=8, domains=("real", "source"))
     server.prefetch(wrong, 1, 0)
     with pytest.raises(
         DataError, match=r"'source' was asked for, but there is only real; .*--source"
@@ -121,6 +122,93 @@ def test_the_parts_of_a_batch_are_the_batch(pool, parts):
         assert torch.equal(torch.cat([piece[name] for piece in pieces]), whole[name])
     cases = [piece["box_case"] + k * 6 // parts for k, piece in enumerate(pieces)]
     assert torch.equal(torch.cat(cases), whole["box_case"])
+
+
+def test_the_order_and_the_augmentation_of_real_cases_stay_what_they_were(pool):
+    """Published results depend on these seeds."""
+    batch = Server({"real": pool}, seed=3)(MOVED, 2, 1)
+    order = np.random.default_rng([3, 10, 1, 0]).permutation(10)[6:]  # the second batch of six
+    order = [*order, *np.random.default_rng([3, 10, 1, 1]).permutation(10)[:2]]
+    for k, i in enumerate(map(int, order)):
+        values = signed_unit(pool.datasets[0].values(i), (0, 255))
+        chance = np.random.default_rng([3, 2, 1, k, 1])
+        image, boxes, _ = augment(
+            values, pool.datasets[0].boxes(i), MOVED.augment, chance, side_px=12
+        )
+        np.testing.assert_array_equal(batch["image"][k].numpy(), image)
+        np.testing.assert_array_equal(batch["boxes"][batch["box_case"] == k].numpy(), boxes)
+
+
+def of(batch: Batch, domain: str) -> Batch:
+    """One domain's fields, by their plain names."""
+    start = f"{domain}/"
+    return {k.removeprefix(start): v for k, v in batch.items() if k.startswith(start)}
+
+
+@pytest.fixture
+def both(pool, tmp_path) -> dict[str, Pool]:
+    """Two domains of ten cases each."""
+    return {"real": pool, "source": Pool([dataset(tmp_path / "s", 10, first=11)])}
+
+
+BOTH = replace(MOVED, domains=("real", "source"))
+
+
+def test_two_domains_are_dealt_each_in_full_under_their_names(both):
+    batch = Server(both, seed=0)(replace(BOTH, augment=None), 1, 0)
+    names = ("image", "boxes", "box_case", "box_class", "label")
+    assert batch.keys() == {f"{d}/{name}" for d in both for name in names}
+    for domain, cases in (("real", range(1, 11)), ("source", range(11, 21))):
+        assert of(batch, domain)["image"].shape == (6, 1, 12, 12)
+        assert len(set(numbers(of(batch, domain))) & set(cases)) == 6
+
+
+@pytest.mark.parametrize("domain", ["real", "source"])
+def test_a_domain_is_dealt_alike_alone_and_beside_another(both, tmp_path, domain):
+    plain = Server({domain: both[domain]}, seed=3)
+    other = {d: Pool([dataset(tmp_path / d, 4, first=31)]) for d in both}
+    for pools in (both, other | {domain: both[domain]}):
+        for order in (("real", "source"), ("source", "real")):
+            served = Server(pools, seed=3)(replace(BOTH, domains=order), 5, 1)
+            assert equal(of(served, domain), plain(replace(MOVED, domains=(domain,)), 5, 1))
+
+
+def test_domains_of_equal_size_are_paired_anew_each_round(both):
+    server = Server(both, seed=0)
+    request = Request(10, SIDE, domains=("real", "source"))
+    pairs = []
+    for step in range(1, 21):  # each step is a round
+        batch = server(request, step, 0)
+        pairs.append([numbers(of(batch, d)) for d in both])
+    assert all(sorted(own) == [*range(11, 21)] for _, own in pairs)
+    same = sum(b - a == 10 for real, own in pairs for a, b in zip(real, own, strict=True))
+    assert same < 50  # 20 by chance; 200 if they were dealt alike
+    assert len({tuple(sorted(zip(real, own, strict=True))) for real, own in pairs}) == 20
+
+
+def test_one_case_in_two_domains_is_augmented_apart(tmp_path):
+    only = Pool([dataset(tmp_path / "d", 1)])
+    batch = Server({"real": only, "source": only}, seed=0)(BOTH, 1, 0)
+    for real, own in zip(batch["real/image"], batch["source/image"], strict=True):
+        assert not torch.equal(real, own)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_the_parts_of_two_domains_are_their_batch_prefetched_or_not(both, parts):
+    server = Server(both, seed=0)
+    whole = server(BOTH, 7, 1)
+    split = replace(BOTH, parts=parts)
+    for part in range(parts):
+        server.prefetch(split, 7, 1, part)
+    assert len(server.ahead) == parts
+    pieces = [server(split, 7, 1, part) for part in range(parts)]
+    for domain in both:
+        for name in ("image", "label", "boxes", "box_class"):
+            key = f"{domain}/{name}"
+            assert torch.equal(torch.cat([piece[key] for piece in pieces]), whole[key])
+        key = f"{domain}/box_case"
+        cases = [piece[key] + k * 6 // parts for k, piece in enumerate(pieces)]
+        assert torch.equal(torch.cat(cases), whole[key])
 
 
 def test_boxes_labels_and_classes_stay_with_their_image(pool):
@@ -195,6 +283,9 @@ def test_a_pool_knows_every_patient_that_was_seen_directly_or_by_a_generator(tmp
 def test_requests_that_cannot_be_met_say_what_to_do(tmp_path):
     with pytest.raises(SettingsError, match="a batch of 10 images in 3 parts"):
         Request(10, 8, parts=3)
+    for domains in ((), ("real", "real")):
+        with pytest.raises(SettingsError, match="allowed: one or several, each once"):
+            Request(10, 8, domains=domains)
     unlabelled = Pool([dataset(tmp_path / "a", 2, label=None)])
     with pytest.raises(DataError, match=r"case 'c[12]' has no label; import"):
         Server({"real": unlabelled}, seed=0)(Request(2, SIDE, ("image", "label")), 1, 0)

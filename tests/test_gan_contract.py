@@ -10,7 +10,7 @@ import torch
 from synthoma.data.batches import Batch, Pool, Request
 from synthoma.engine.settings import TrainSettings
 from synthoma.engine.system import GAN, Turn
-from synthoma.engine.train import generator_for, train
+from synthoma.engine.train import Game, generator_for, train
 from synthoma.gans import GANS
 
 #: The smallest honest size of each GAN: seconds on a CPU.
@@ -78,19 +78,21 @@ def test_samples_are_images_in_range_and_noise_decides_them(name):
 
 
 def test_each_player_moves_only_its_own_weights(name):
-    gan = fresh(name)
-    players = gan.players()
-    shared: dict[str, torch.Tensor] = {}
-    for moving in players:
-        gan.zero_grad()
-        turn = Turn(1, 0, generator_for(0, 1, moving.name, 0), shared)
-        terms = gan.losses(moving.name, serve(gan.request(1), 1, 0), turn)
-        own = [p for module in moving.modules for p in module.parameters()]
-        torch.stack(list(terms.values())).sum().backward(inputs=own)
-        for player in players:
-            weights = [p for module in player.modules for p in module.parameters()]
-            touched = any(p.grad is not None for p in weights)
-            assert touched == (player is moving), f"{moving.name} moved {player.name}"
+    gan = fresh(name).train()
+    game = Game(gan, short(1), 0, torch.device("cpu"))
+    names = {id(p): key for key, p in gan.named_parameters()}
+    own = {
+        player.name: {names[id(p)] for module in player.modules for p in module.parameters()}
+        for player in game.players
+    }
+    assert sum(map(len, own.values())) == len(set().union(*own.values()))  # nobody's twice
+    request, shared = gan.request(1), {}
+    for player in game.players:
+        before = {key: p.detach().clone() for key, p in gan.named_parameters()}
+        game.make_move(player, serve, request, 1, 0, shared)
+        moved = {key for key, p in gan.named_parameters() if not torch.equal(p, before[key])}
+        assert moved, f"{player.name} moved nothing"
+        assert moved <= own[player.name], f"{player.name} moved what is not its own"
 
 
 def test_a_player_can_move_without_the_others_having_moved(name):
@@ -148,7 +150,7 @@ def test_every_scale_is_a_preset_whose_data_decides_the_channels(name):
 
     pool = object.__new__(Pool)
     pool.datasets = (Cases(),)
-    assert module.fitted(module.PRESETS["smoke"].system, pool).channels == 4
+    assert module.fitted(module.PRESETS["smoke"].system, {"real": pool}).channels == 4
 
 
 def test_the_list_of_gans_loads_without_torch():

@@ -451,23 +451,23 @@ def write_dataset(folder: Path, labels: tuple[str, ...], *, channels: int = 2) -
 
 def test_the_data_decide_channels_classes_and_anchors(tmp_path: Path):
     data = write_dataset(tmp_path / "a", ("tumour", "cyst"))
-    config = fitted(YOLOv3Config(width=0.25), Pool([data]))
+    config = fitted(YOLOv3Config(width=0.25), {"real": Pool([data])})
     assert config.channels == 2
     assert config.classes == ("cyst", "tumour")
     assert config.width == 0.25
     assert any(a == pytest.approx((0.2, 0.2)) for a in config.anchors)  # 10 of 50, 20 of 100
-    assert fitted(config, Pool([data])) == config
+    assert fitted(config, {"real": Pool([data])}) == config
     assert YOLOv3(config).anchors.shape == (9, 2)
 
 
 def test_data_that_contradict_the_settings_or_each_other_are_refused(tmp_path: Path):
     first, second = write_dataset(tmp_path / "a", ("x",)), write_dataset(tmp_path / "bb", ("y",))
     with pytest.raises(DataError, match="the classes x; the settings say y"):
-        fitted(YOLOv3Config(classes=("y",)), Pool([first]))
-    assert fitted(YOLOv3Config(), Pool([first, second])).classes == ("x", "y")
+        fitted(YOLOv3Config(classes=("y",)), {"real": Pool([first])})
+    assert fitted(YOLOv3Config(), {"real": Pool([first, second])}).classes == ("x", "y")
     colour = write_dataset(tmp_path / "ccc", ("x",), channels=3)
     with pytest.raises(DataError, match=r"\[2, 3\] channels"):
-        fitted(YOLOv3Config(), Pool([first, colour]))
+        fitted(YOLOv3Config(), {"real": Pool([first, colour])})
 
 
 def test_settings_that_do_not_agree_are_refused():

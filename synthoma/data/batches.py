@@ -2,7 +2,9 @@
 
 A step asks with a `Request`; `Server` answers with a `Batch`. Cases are dealt like cards: a
 permutation of the pool, seeded by (seed, move, round), then the next one, so that every case is
-seen once a round while the batch keeps its size. Nothing is remembered between calls.
+seen once a round while the batch keeps its size. Each domain is dealt by itself, other domains than
+"real" with their names in the seed, so that two of equal size are not paired i with i. Nothing is
+remembered between calls.
 """
 
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -23,7 +26,8 @@ from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError, SettingsError
 
 #: Tensors by field name: "image" (n, c, *space) in [-1, 1]; "boxes" (m, 4 | 6) in pixels of the
-#: served image, "box_case" (m,) and "box_class" (m,) int64; "label" (n,) int64.
+#: served image, "box_case" (m,) and "box_class" (m,) int64; "label" (n,) int64. Where a request has
+#: several domains, each name begins with its domain's: "real/image", "source/image".
 Batch = dict[str, Tensor]
 
 Field = Literal["image", "boxes", "label"]
@@ -34,7 +38,7 @@ class Request:
     """The batch that a step wants."""
 
     size: int
-    """Images in all."""
+    """Images in all, of each domain."""
     side_px: int
     """Side of the served images (all axes)."""
     fields: tuple[Field, ...] = ("image",)
@@ -42,14 +46,18 @@ class Request:
     """Classic augmentation of image and boxes."""
     parts: int = 1
     """In how many parts the batch comes, for gradient accumulation; divides `size`."""
-    domain: str = "real"
-    """Which pool serves it, where a system plays with two (a refiner's source and target)."""
+    domains: tuple[str, ...] = ("real",)
+    """Which pools serve it: two where a system plays with two (a refiner's source and target)."""
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.parts < 1 or self.size % self.parts:
             raise SettingsError(
                 f"a batch of {self.size} images in {self.parts} parts; allowed: a number of parts "
                 "that divides the images"
+            )
+        if not self.domains or len(set(self.domains)) < len(self.domains):
+            raise SettingsError(
+                f"a batch of the domains {self.domains}; allowed: one or several, each once"
             )
 
 
@@ -168,19 +176,27 @@ class Server:
 
     def make(self, request: Request, step: int, move: int, part: int) -> Batch:
         """Make the batch now."""
-        if request.domain not in self.pools:
-            raise DataError(
-                f"a batch of the domain {request.domain!r} was asked for, but there is only "
-                f"{', '.join(self.pools)}; give the other domain with --source"
-            )
-        pool = self.pools[request.domain]
+        for domain in request.domains:
+            if domain not in self.pools:
+                raise DataError(
+                    f"a batch of the domain {domain!r} was asked for, but there is only "
+                    f"{', '.join(self.pools)}; give the other domain with --source"
+                )
+        made = {d: self.make_domain(d, request, step, move, part) for d in request.domains}
+        if len(made) == 1:
+            return made[request.domains[0]]
+        return {f"{d}/{name}": t for d, batch in made.items() for name, t in batch.items()}
+
+    def make_domain(self, domain: str, request: Request, step: int, move: int, part: int) -> Batch:
+        """What one domain gives to the batch, whichever others there are."""
+        pool, own = self.pools[domain], seed_of_domain(domain)
         size = request.size // request.parts
         first = (step - 1) * request.size + part * size
-        dealt = [self.deal(len(pool), move, first + k) for k in range(size)]
+        dealt = [self.deal(len(pool), move, first + k, own) for k in range(size)]
 
         def one(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
             # by the place in the whole batch, so that the number of parts changes nothing
-            chance = np.random.default_rng([self.seed, step, move, part * size + k, 1])
+            chance = np.random.default_rng([self.seed, step, move, part * size + k, 1, *own])
             return self.case(pool, dealt[k], request, chance)
 
         done = list(self.threads.map(one, range(size)) if self.threads else map(one, range(size)))
@@ -200,9 +216,9 @@ class Server:
             batch["label"] = torch.tensor([label for *_, label in done])
         return batch
 
-    def deal(self, n: int, move: int, k: int) -> int:
-        """The k-th card of an endless row of permutations of n."""
-        return int(permutation(self.seed, n, move, k // n)[k % n])
+    def deal(self, n: int, move: int, k: int, own: tuple[int, ...]) -> int:
+        """The k-th card of an endless row of permutations of n; `own` is the domain's seed."""
+        return int(permutation(self.seed, n, move, k // n, *own)[k % n])
 
     def case(
         self, pool: Pool, i: int, request: Request, chance: np.random.Generator
@@ -241,6 +257,11 @@ class Server:
 
 
 @lru_cache(maxsize=32)
-def permutation(seed: int, n: int, move: int, round_: int) -> np.ndarray:
-    """The order of n cases in one round."""
-    return np.random.default_rng([seed, n, move, round_]).permutation(n).astype(np.int32)
+def permutation(seed: int, n: int, move: int, round_: int, *own: int) -> np.ndarray:
+    """The order of n cases in one round; `own` is the domain's seed."""
+    return np.random.default_rng([seed, n, move, round_, *own]).permutation(n).astype(np.int32)
+
+
+def seed_of_domain(domain: str) -> tuple[int, ...]:
+    """What a domain adds to the seeds; nothing for "real", as systems of one domain have it."""
+    return () if domain == "real" else (crc32(domain.encode()),)

@@ -74,7 +74,12 @@ class System(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, player: str, batch: Batch, turn: Turn) -> Losses:
-        """The terms that `player` minimises. No backward, no step, no logging."""
+        """The terms that `player` minimises. No backward, no step, no logging.
+
+        Args:
+            batch: What `request` asked for: "image", ..., or "real/image", "source/image", ...
+                where it asked for several domains.
+        """
 
     def after_move(self, player: str, batch: Batch, turn: Turn) -> None:
         """Called after each optimiser step, for weight clipping or a history buffer."""

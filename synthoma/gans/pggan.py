@@ -368,9 +368,9 @@ class PGGAN(GAN):
         return cast(Tensor, self.generator(noise, side_px, fade, dtype=dtype)).clamp_(-1, 1)
 
 
-def fitted(config: PGGANConfig, pool: Pool) -> PGGANConfig:
+def fitted(config: PGGANConfig, pools: dict[str, Pool]) -> PGGANConfig:
     """The settings with what the data decides: the number of channels."""
-    channels = pool.datasets[0].values(0).shape[0]
+    channels = pools["real"].datasets[0].values(0).shape[0]
     return config.model_copy(update={"channels": channels})
 
 

@@ -126,13 +126,14 @@ class YOLOv3Config(BaseModel):
         return self
 
 
-def fitted(config: YOLOv3Config, pool: Pool) -> YOLOv3Config:
+def fitted(config: YOLOv3Config, pools: dict[str, Pool]) -> YOLOv3Config:
     """`config` with what the training data decide: channels, classes, anchors.
 
     Raises:
         DataError: The data are not 2D, have no box, other classes than `config` names, or
             datasets differ in their channels.
     """
+    pool = pools["real"]
     folders = ", ".join(str(dataset.folder) for dataset in pool.datasets)
     dimensions = pool.datasets[0].about["dimensions"]
     if dimensions != 2:
@@ -153,7 +154,7 @@ def fitted(config: YOLOv3Config, pool: Pool) -> YOLOv3Config:
 
 
 class YOLOv3(Detector):
-    """Darknet-53 with three heads. `fitted(config, pool)` fills in what the data decide."""
+    """Darknet-53 with three heads. `fitted(config, pools)` fills in what the data decide."""
 
     anchors: Tensor
 
