@@ -8,7 +8,6 @@ READY := $(VENV)/.ready
 
 install: $(READY)
 
-# setuptools is named so that pip's build isolation is not needed twice
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

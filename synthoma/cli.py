@@ -5,8 +5,10 @@ Exit codes: 0 done, 1 failed (a training that diverged), 2 usage or settings, 3 
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -15,7 +17,17 @@ from synthoma import __version__
 from synthoma.cli_data import data_app
 from synthoma.console import progress, say, training
 from synthoma.errors import SettingsError, SynthomaError
-from synthoma.options import Config, Device, Minutes, Out, Set, read_pairs, read_settings
+from synthoma.options import (
+    Config,
+    Device,
+    Minutes,
+    Out,
+    Seed,
+    Set,
+    only_beside_resume,
+    read_pairs,
+    read_settings,
+)
 
 app = typer.Typer(
     name="synthoma",
@@ -33,6 +45,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    signal.signal(signal.SIGTERM, interrupt)  # a training loop has its own, gentler way
     try:
         app()
     except SynthomaError as error:
@@ -41,12 +54,19 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        print("interrupted; what was begun goes on with --resume", file=sys.stderr)
         sys.exit(130)
-    except (MemoryError, OSError) as error:
-        if debug:
+    except (MemoryError, OSError, RuntimeError) as error:
+        memory = "out of memory" in str(error) or "allocate memory" in str(error)
+        if debug or (isinstance(error, RuntimeError) and not memory):
             raise
         print(f"error: {error or 'out of memory'}", file=sys.stderr)
         sys.exit(4)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Let SIGTERM end a verb as Ctrl-C does, so that drafts are removed."""
+    raise KeyboardInterrupt
 
 
 @app.callback()
@@ -61,6 +81,7 @@ def root(
 
 @app.command()
 def train(
+    ctx: typer.Context,
     system: Annotated[str, typer.Argument(help="As in `synthoma zoo`; not with --resume.")] = "",
     data: Annotated[Path | None, typer.Option(help="A prepared dataset folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to create.")] = None,
@@ -76,9 +97,11 @@ def train(
     synthetic: Annotated[
         Path | None, typer.Option("--with", help="Mix in images of this synthetic folder.")
     ] = None,
-    ratio: Annotated[float, typer.Option(help="Synthetic images for each real one.")] = 1.0,
+    ratio: Annotated[
+        float, typer.Option(min=0.001, help="Synthetic images for each real one.")
+    ] = 1.0,
     source: Annotated[Path | None, typer.Option(help="The other domain, for refiners.")] = None,
-    seed: int = 0,
+    seed: Seed = 0,
     minutes: Minutes = None,
     device: Device = "auto",
     config: Config = None,
@@ -92,8 +115,7 @@ def train(
     from synthoma.synthesis import fit
 
     if resume is not None:
-        if system or data or out:
-            raise SettingsError("--resume goes alone: the run folder knows the rest")
+        only_beside_resume(ctx, "minutes", "device")
         with training(f"train {resume}") as show:
             outcome = fit.resume(resume, minutes=minutes, device=device, progress=show)
         folder = resume
@@ -196,6 +218,7 @@ def evaluate(
 
 @app.command()
 def augment(
+    ctx: typer.Context,
     dataset: Annotated[Path | None, typer.Argument(help="A dataset folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to create.")] = None,
     task: Annotated[str, typer.Option(help="detect.")] = "detect",
@@ -203,7 +226,7 @@ def augment(
     also: Annotated[
         list[Path] | None, typer.Option(help="Tumour-free slices for the generator alone.")
     ] = None,
-    seed: int = 0,
+    seed: Seed = 0,
     minutes: Minutes = None,
     device: Device = "auto",
     config: Config = None,
@@ -214,28 +237,23 @@ def augment(
 
     Example: synthoma augment brains --task detect --scale smoke --out runs/does-it-help
     """
+    from synthoma.data.dataset import Dataset
     from synthoma.studies import augment as study
 
     if task != "detect":
         raise SettingsError(f"--task {task}; allowed: detect")
     if resume is not None:
-        if dataset or out:
-            raise SettingsError("--resume goes alone: the study folder knows the rest")
+        only_beside_resume(ctx, "minutes", "device")
         folder = resume
     else:
         if dataset is None or out is None:
             raise SettingsError("give DATASET and --out, or --resume STUDY")
         folder = out
-        if out.exists():
-            raise SettingsError(
-                f"{out} exists already; nothing is overwritten: give another --out, or continue it "
-                f"with --resume {out}"
-            )
         settings = read_settings(config, replaced)
+        Dataset.open(dataset)
         wanted = study.settings_for(
             dataset, scale=scale, also=also or [], seed=seed, overrides=settings
         )
-        out.mkdir(parents=True)
         study.begin(out, wanted)
     if not study.go_on(folder, minutes=minutes, device=device):
         say(f"time is up; synthoma augment --resume {folder}")
@@ -244,7 +262,7 @@ def augment(
 @app.command()
 def demo(
     out: Out = Path("demo"),
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """The whole chain on embedded phantoms, in minutes on a CPU.
 

@@ -8,7 +8,7 @@ import typer
 
 from synthoma.console import progress, say
 from synthoma.errors import SettingsError
-from synthoma.options import Config, Out, Set, read_pairs, read_settings
+from synthoma.options import Config, Out, Seed, Set, read_pairs, read_settings
 
 data_app = typer.Typer(help="Files to dataset folders and back.", no_args_is_help=True)
 
@@ -91,7 +91,7 @@ def data_phantoms(
     slices: Annotated[int, typer.Option(min=1, help="Of each patient.")] = 8,
     side_px: Annotated[int, typer.Option(min=32, max=1024)] = 128,
     lesions_max: Annotated[int, typer.Option(min=0, help="0: tumour-free brains.")] = 5,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Make a dataset from nothing: brain slices with metastases whose boxes are known."""
     from synthoma.phantoms.brain import BrainConfig

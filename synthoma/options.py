@@ -17,6 +17,22 @@ Minutes = Annotated[
     float | None, typer.Option(min=0.01, help="Stop at a checkpoint after this long.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+Seed = Annotated[int, typer.Option(min=0, help="Another seed, another run.")]
+
+
+def only_beside_resume(ctx: typer.Context, *allowed: str) -> None:
+    """Refuse what --resume would silently ignore.
+
+    Raises:
+        SettingsError: An option was given that the folder already knows.
+    """
+    for name in ctx.params:
+        given = ctx.get_parameter_source(name)
+        if given is not None and given.name == "COMMANDLINE" and name not in ("resume", *allowed):
+            raise SettingsError(
+                f"{name} cannot be changed beside --resume: the folder knows it; allowed: "
+                f"{', '.join('--' + option for option in allowed)}"
+            )
 
 
 def read_settings(config: Path | None, replaced: list[str] | None) -> dict[str, dict[str, Any]]:
@@ -45,6 +61,8 @@ def read_settings(config: Path | None, replaced: list[str] | None) -> dict[str, 
         *outer, last = field.split(".")
         for name in outer:
             inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise SettingsError(f"--set {item}: {name} was set to {inner!r} before")
         inner[last] = parsed
     return settings
 

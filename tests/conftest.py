@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+# small networks are faster on one thread, also in the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 install_import_hook("synthoma", "typecheck.check")  # before anything of synthoma is imported
 
 

@@ -4,16 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from synthoma.data.dataset import Dataset
+from synthoma.data.dataset import Dataset, resplit
 from synthoma.engine.evaluate import Findings
-from synthoma.errors import DataError, SettingsError
+from synthoma.errors import DataError, LeakError, SettingsError
 from synthoma.metrics.detection import Detections, Truths
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.report.table import read_table
 from synthoma.studies.augment import begin, go_on, settings_for
-from synthoma.studies.detection import adherence, top_hits
+from synthoma.studies.detection import adherence, judge_run, top_hits
 
 TINY = {
     "generator": {
@@ -45,7 +46,6 @@ def study_of(dataset, overrides=TINY):
 @pytest.fixture(scope="module")
 def finished(brains):
     out = brains.folder.parent / "study"
-    out.mkdir()
     begin(out, study_of(brains))
     interrupted = 0
     while not go_on(out, minutes=0.03, device="cpu"):  # some two seconds at a time
@@ -123,6 +123,45 @@ def test_settings_that_do_not_exist_are_named(brains):
         study_of(brains, {"gan": {"side_px": 16}})
     with pytest.raises(SettingsError, match=r"detector.wide"):
         study_of(brains, {"detector": {"wide": 16}})
+    with pytest.raises(SettingsError, match="ratios, seeds"):
+        study_of(brains, {"study": {"dataset": "elsewhere"}})
+
+
+def test_real_slices_sharper_than_synthetic_ones_are_refused(brains):
+    with pytest.raises(ValidationError, match="resolution would tell"):
+        study_of(brains, TINY | {"prepare": {"side_px": 128}})
+
+
+@pytest.mark.parametrize("ratios", [[], [0.0], [1.0, 1.0]])
+def test_ratios_are_some_positive_and_different(brains, ratios):
+    with pytest.raises(SettingsError, match=r"study\."):
+        study_of(brains, TINY | {"study": {"ratios": ratios}})
+
+
+def test_a_test_split_without_a_box_ends_the_study_before_anything_is_trained(tmp_path):
+    config = BrainConfig(side_px=32, patients=6, slices_per_patient=2, lesions_max=0)
+    normal = write_brains(tmp_path / "normal", config, seed=0)
+    begin(tmp_path / "study", study_of(normal))
+    with pytest.raises(DataError, match="no box to find"):
+        go_on(tmp_path / "study")
+    assert not (tmp_path / "study" / "generator").exists()
+
+
+def test_every_row_has_the_anchors_of_the_real_slices(finished):
+    out, _ = finished
+    runs = [json.loads(path.read_text()) for path in out.glob("cells/*/run.json")]
+    assert len({json.dumps(run["system"]["anchors"]) for run in runs}) == 1
+
+
+def test_a_detector_is_not_judged_on_patients_that_it_saw(finished, brains, tmp_path):
+    out, _ = finished
+    cell = out / "cells" / "real-seed0"
+    assert judge_run(cell, out / "data", split="test", seed=0)
+    splits = brains.splits
+    swapped = {**splits, "train": splits["test"], "test": splits["train"]}
+    resplit(Dataset.open(out / "data"), tmp_path / "swapped", swapped)
+    with pytest.raises(LeakError, match="test patient"):
+        judge_run(cell, tmp_path / "swapped", split="test", seed=0)
 
 
 def findings(boxes, scores, case, truths, truth_case, n):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from synthoma.data.case import Real, Synthetic
-from synthoma.data.dataset import resplit
+from synthoma.data.case import Case, Image, Real, Synthetic
+from synthoma.data.dataset import Dataset, resplit
 from synthoma.data.store import DatasetWriter
 from synthoma.engine.run import Run
 from synthoma.errors import DataError, LeakError, SettingsError
@@ -159,6 +159,57 @@ def test_a_run_whose_dataset_was_exchanged_is_not_resumed(brains, tmp_path):
     write_brains(tmp_path / "data", config, seed=2)
     with pytest.raises(DataError, match="digest differs"):
         resume(tmp_path / "run")
+
+
+def test_a_run_whose_split_was_exchanged_is_not_resumed(tmp_path):
+    """Its cases are the same, but others would be trained on than run.json says."""
+    config = BrainConfig(side_px=32, patients=6, slices_per_patient=2)
+    data = write_brains(tmp_path / "data", config, seed=1)
+    overrides = {"system": SMALL, "train": {"steps": 9}}
+    wanted = TrainingData(data=data.folder)
+    fit("pggan", tmp_path / "run", wanted, preset="smoke", overrides=overrides, minutes=0)
+    turned = {**data.splits, "train": data.splits["test"], "test": data.splits["train"]}
+    resplit(data, tmp_path / "turned", turned)
+    data.folder.rename(tmp_path / "before")
+    (tmp_path / "turned").rename(data.folder)
+    with pytest.raises(DataError, match="digest differs"):
+        resume(tmp_path / "run")
+
+
+def test_runs_on_other_patients_have_other_names(brains, tmp_path):
+    overrides = {"system": SMALL, "train": {"steps": 1}}
+    ids = []
+    for patients in (brains.splits["train"][:2], brains.splits["train"][2:4]):
+        run = tmp_path / patients[0]
+        data = TrainingData(data=brains.folder, patients=tuple(patients))
+        fit("pggan", run, data, preset="smoke", overrides=overrides)
+        ids.append(Run.open(run).facts["id"])
+    assert len(set(ids)) == 2
+    with pytest.raises(DataError, match="of patient nobody"):
+        open_pools(TrainingData(data=brains.folder, patients=("nobody",)))
+
+
+def test_any_head_of_a_set_drawn_from_two_runs_has_both(brains, cpggan, tmp_path):
+    other = train("cpggan", brains.folder, tmp_path / "other", noise_dim=4)
+    both = draw([cpggan, other], tmp_path / "both", n=3, seed=0)
+    runs = [case.origin.run for case in both]
+    assert runs == [Run.open(cpggan).facts["id"], Run.open(other).facts["id"]] * 3
+
+
+def test_boxes_of_several_classes_are_not_ordered_from_a_generator_that_knows_one(tmp_path):
+    with DatasetWriter(tmp_path / "two", patients_from="made", value_range=(0, 255)) as writer:
+        for i, name in enumerate(("cyst", "tumour")):
+            writer.add(
+                Case(
+                    f"c{i}",
+                    f"p{i}",
+                    Image(np.full((1, 8, 8), i + 1, np.uint8)),
+                    boxes=np.array([[1, 1, 4, 4]], np.float32),
+                    box_labels=(name,),
+                )
+            )
+    with pytest.raises(SettingsError, match="cyst, tumour"):
+        orders_from(Dataset.open(tmp_path / "two"), 8, seed=0, conditions=None)
 
 
 def test_a_loaded_generator_draws_what_the_trained_one_drew(brains, cpggan):

@@ -260,13 +260,50 @@ def test_an_existing_folder_is_never_taken_for_a_new_run(tmp_path):
         new_run(tmp_path / "run")
 
 
-def test_a_checkpoint_that_was_cut_short_is_named(tmp_path):
+def test_an_older_checkpoint_serves_where_the_newest_was_cut_short(tmp_path):
     run = new_run(tmp_path / "run")
     train(fresh(), serve, settings(), seed=0, run=run)
+    whole = bytes_of(run)
     newest = run.checkpoints / "step-00000009.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
+    train(fresh(), serve, settings(), seed=0, run=run)
+    assert bytes_of(run) == whole
+    for path in run.checkpoints.iterdir():
+        path.write_bytes(b"no checkpoint")
     with pytest.raises(DataError, match=r"step-00000009\.safetensors"):
-        train(fresh(), serve, settings(steps=10), seed=0, run=run)
+        train(fresh(), serve, settings(), seed=0, run=run)
+
+
+def test_a_metric_that_validation_does_not_give_is_refused():
+    choosing = settings(validate_every=1, keep_best="sensitivity")
+    with pytest.raises(SettingsError, match=r"keep_best=sensitivity.*score"):
+        train(fresh(), serve, choosing, seed=0, watch=judge_by_step())
+
+
+def test_a_run_that_patience_ended_makes_no_further_step_when_resumed(tmp_path):
+    run = new_run(tmp_path / "run")
+    patient = settings(validate_every=1, keep_best="score", patience=3)
+    first = train(fresh(), serve, patient, seed=0, run=run, watch=judge_by_step())
+    kept = bytes_of(run)
+    again = train(fresh(), serve, patient, seed=0, run=run, watch=judge_by_step())
+    assert (first.stopped, first.step) == (again.stopped, again.step) == ("patience", 5)
+    assert bytes_of(run) == kept
+
+
+def test_two_processes_do_not_train_one_run(tmp_path):
+    run = new_run(tmp_path / "run")
+    with run.locked(), pytest.raises(SettingsError, match="another process"), run.locked():
+        pass
+
+
+def test_looking_at_a_run_changes_nothing_in_it(tmp_path):
+    run = new_run(tmp_path / "run")
+    draft = run.checkpoints / ".step-00000001.safetensors.partial"
+    draft.write_bytes(b"being written")
+    Run.open(run.folder)
+    assert draft.exists()
+    run.clean()
+    assert not draft.exists()
 
 
 def test_a_shared_model_that_was_changed_is_refused(tmp_path):

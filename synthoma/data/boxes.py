@@ -64,13 +64,6 @@ def shift(boxes: Boxes, offset: tuple[float, ...]) -> Float32[np.ndarray, "m k"]
     return (boxes + np.asarray(offset * 2)).astype(np.float32)
 
 
-def visible(boxes: Boxes, space: tuple[int, ...], *, least_share: float) -> Bool[np.ndarray, " m"]:
-    """Which boxes keep at least `least_share` of their volume inside an image of size `space`."""
-    before = volume(boxes)
-    inside = volume(clip(boxes, space))
-    return (before > 0) & (inside >= least_share * before)
-
-
 def around(mask: Bool[np.ndarray, "*space"]) -> Float32[np.ndarray, "1 k"]:
     """The box around the true voxels of `mask`.
 

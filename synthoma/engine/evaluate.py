@@ -11,6 +11,7 @@ from synthoma.data.batches import resize, signed_unit
 from synthoma.data.boxes import scale
 from synthoma.data.dataset import Dataset
 from synthoma.engine.system import Detector
+from synthoma.errors import DataError
 from synthoma.metrics.detection import (
     Detections,
     Truths,
@@ -42,10 +43,16 @@ def find_all(
 ) -> Findings:
     """Run a detector over every case of a prepared 2D dataset.
 
+    Raises:
+        DataError: There is no case, or the set is not prepared.
+
     Args:
         side_px: Side at which the detector looks at the images.
         progress: Told (cases done, cases).
     """
+    if not len(dataset) or dataset.about["value_range"] is None:
+        why = "no case is selected" if not len(dataset) else "run `synthoma data prepare` first"
+        raise DataError(f"{dataset.folder}: {why}")
     device = next(detector.parameters()).device
     boxes, scores, case, labels = [], [], [], []
     was_training = detector.training

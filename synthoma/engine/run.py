@@ -13,11 +13,12 @@ one. Files of equal content have equal bytes.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from synthoma import __version__
-from synthoma.data.store import read_json, write_json
+from synthoma.data.store import new_folder, read_json, write_json
 from synthoma.errors import DataError, SettingsError
 
 #: Nested dicts and lists of tensors, numbers, strings and None.
@@ -37,11 +38,15 @@ State = dict[str, Any]
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, and make it last."""
     draft = path.with_name(f".{path.name}.partial")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -117,39 +122,48 @@ class Run:
                 f"{folder} exists already; nothing is overwritten: give another --out, or continue "
                 f"it with `synthoma train --resume {folder}`"
             )
-        run.checkpoints.mkdir(parents=True)
-        run.samples.mkdir()
-        write_json(run.folder / "run.json", {**facts, "versions": versions()})
+        with new_folder(run.folder) as draft:
+            (draft / "checkpoints").mkdir()
+            (draft / "samples").mkdir()
+            write_json(draft / "run.json", {**facts, "versions": versions()})
         return run
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """Open a run to resume or use it.
+        """Open a run to use or resume it; changes nothing.
 
         Raises:
             DataError: It is not a run folder.
         """
         if not (Path(folder) / "run.json").is_file():
             raise DataError(f"{folder}: not a run folder (no run.json)")
-        run = cls(folder)
-        run.checkpoints.mkdir(exist_ok=True)
-        run.samples.mkdir(exist_ok=True)
-        for partial in (*run.folder.glob(".*.partial"), *run.folder.glob("*/.*.partial")):
-            partial.unlink()
-        return run
+        return cls(folder)
+
+    def clean(self) -> None:
+        """Remove what a killed process left half written; for whoever goes on with the run."""
+        with self.locked():
+            for partial in (*self.folder.glob(".*.partial"), *self.folder.glob("*/.*.partial")):
+                partial.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Train alone: a second process that wants the same run is refused.
+
+        Raises:
+            SettingsError: Another process trains this run.
+        """
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SettingsError(f"{self.folder}: another process trains this run") from None
+            yield
 
     @property
     def facts(self) -> dict[str, Any]:
         """What run.json says."""
         facts: dict[str, Any] = read_json(self.folder / "run.json")
         return facts
-
-    @property
-    def id(self) -> str:
-        """Names the run in what it draws: system, and a digest of settings, seed and data."""
-        facts = {k: v for k, v in self.facts.items() if k not in ("versions", "command", "data")}
-        text = json.dumps(facts, sort_keys=True)
-        return f"{facts['name']}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     @property
     def finished(self) -> bool:
@@ -185,9 +199,20 @@ class Run:
             (self.checkpoints / f"step-{old:08}.safetensors").unlink()
 
     def load_newest(self) -> State | None:
-        """The newest checkpoint that can be read, or None where there is none yet."""
-        steps = self.steps_saved()
-        return self.load(f"step-{steps[-1]:08}") if steps else None
+        """The newest checkpoint that can be read, or None where there is none yet.
+
+        Raises:
+            DataError: There are some, and none can be read.
+        """
+        damaged: DataError | None = None
+        for step in reversed(self.steps_saved()):
+            try:
+                return self.load(f"step-{step:08}")
+            except DataError as error:  # an older one ends in the same bytes
+                damaged = damaged or error
+        if damaged is not None:
+            raise damaged
+        return None
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to log.jsonl."""

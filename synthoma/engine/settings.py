@@ -21,7 +21,9 @@ class TrainSettings(BaseModel):
     sample_every: int = Field(0, ge=0, description="Steps between sample grids; 0: at the end.")
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
-    validate_every: int = Field(0, ge=0, description="Steps between validations; 0: none.")
+    validate_every: int = Field(
+        0, ge=0, description="Steps between validations; 0: at the end only."
+    )
     validate_from: int = Field(0, ge=0, description="First step whose weights may be the best.")
     keep_best: str = Field("", description="Validation metric (higher is better) to keep by.")
     patience: int = Field(

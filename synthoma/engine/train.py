@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from synthoma.engine.run import Run, State
 from synthoma.engine.settings import TrainSettings
 from synthoma.engine.system import Batch, Player, Request, System, Turn
-from synthoma.errors import DivergedError
+from synthoma.errors import DivergedError, SettingsError
 
 SHOWN_EVERY_SECONDS = 0.5
 
@@ -115,6 +115,11 @@ class Game:
         self.base_rates = [
             [group["lr"] for group in player.optimizer.param_groups] for player in self.players
         ]
+
+    @property
+    def patience_ended(self) -> bool:
+        """Whether validations have not improved for as often as the settings bear."""
+        return 0 < self.settings.patience <= self.unimproved
 
     def averaged_tensors(self) -> dict[str, Tensor]:
         """Parameters of players that average, by their name in the system's state."""
@@ -243,7 +248,7 @@ def play(
     # beside a GPU the next batch is made ahead; on a CPU it would only take cores from the step
     # (measured on two: 89 ms a CPGGAN step at 64 px without, 120 with)
     ahead = getattr(serve, "prefetch", None) if game.device.type != "cpu" else None
-    while game.step < settings.steps:
+    while game.step < settings.steps and not game.patience_ended:
         terms, images = game.make_step(serve)
         step, seen, last = game.step, seen + images, game.step == settings.steps
         if ahead is not None and not last:
@@ -259,12 +264,11 @@ def play(
         if due(step, settings.validate_every, last) and watch.validate is not None:
             judged = validate(game, run, watch.validate)
             outcome.validations.append({"step": step, **judged})
-            if settings.patience and game.unimproved >= settings.patience:
-                outcome.stopped = "patience"
         if due(step, settings.sample_every, last) and watch.picture is not None:
             with game.averaged() as system:
                 watch.picture(system, step)
-        if stopped():
+        last = last or game.patience_ended
+        if stopped() and not last:
             outcome.stopped = "signal"
         elif minutes is not None and now - began >= 60 * minutes and not last:
             outcome.stopped = "minutes"
@@ -274,6 +278,8 @@ def play(
         if ending:
             break
     writer.close()
+    if outcome.stopped == "finished" and game.step < settings.steps:
+        outcome.stopped = "patience"
     outcome.step, outcome.seconds = game.step, time.monotonic() - began
     outcome.best_step, outcome.best_value = game.best_step, game.best_value
     return outcome
@@ -286,8 +292,12 @@ def validate(
     settings = game.settings
     with game.averaged() as system:
         judged = judge(system)
-        value = judged.get(settings.keep_best, float("-inf"))
+        if settings.keep_best and settings.keep_best not in judged:
+            raise SettingsError(
+                f"train.keep_best={settings.keep_best}: validation gives {', '.join(judged)}"
+            )
         if settings.keep_best and game.step >= settings.validate_from:
+            value = judged[settings.keep_best]
             if value > game.best_value or not game.best_step:
                 game.best_step, game.best_value, game.unimproved = game.step, value, 0
                 weights = {n: t.detach().clone() for n, t in system.state_dict().items()}

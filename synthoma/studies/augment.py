@@ -21,15 +21,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from synthoma.console import duration, progress, say, training
+from synthoma.data.batches import Pool
 from synthoma.data.dataset import Dataset
 from synthoma.data.prepare import Prepare, prepare
 from synthoma.data.split import check_no_leak
-from synthoma.data.store import read_json, write_json
+from synthoma.data.store import new_folder, read_json, write_json
 from synthoma.engine.settings import TrainSettings
 from synthoma.errors import DataError, SettingsError
 from synthoma.phantoms.brain import BrainConfig
@@ -39,7 +40,7 @@ from synthoma.settings import replaced
 from synthoma.studies.account import account
 from synthoma.studies.detection import Cell, run_cell
 from synthoma.synthesis.draw import draw
-from synthoma.synthesis.fit import TrainingData, fit, resume
+from synthoma.synthesis.fit import TrainingData, fit, has_boxes, resume
 from synthoma.zoo import load_entry
 
 BASELINE = "real + classic"
@@ -70,9 +71,24 @@ class Study(BaseModel):
     prepare: Prepare
     generator: Trained
     detector: Trained
-    ratios: tuple[float, ...] = Field((1.0, 2.0), description="Synthetic images a real one.")
+    phantoms: BrainConfig | None = Field(None, description="Draw these as the dataset first.")
+    ratios: tuple[PositiveFloat, ...] = Field(
+        (1.0, 2.0), min_length=1, description="Synthetic images a real one."
+    )
     seeds: int = Field(1, ge=1, description="Detectors trained for each set-up.")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def agree(self) -> Self:
+        """Settings that only make sense together."""
+        if len(set(self.ratios)) < len(self.ratios):
+            raise ValueError(f"ratios {self.ratios} has one twice")
+        if self.prepare.side_px != self.generator.system["side_px"]:
+            raise ValueError(
+                f"prepare.side_px is {self.prepare.side_px}, but the generator draws at "
+                f"{self.generator.system['side_px']} px: resolution would tell real from synthetic"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -130,8 +146,11 @@ def settings_for(
             train=replaced(preset.train, overrides.get(f"{part}_train", {}), f"{part}_train"),
         )
     side_px = {"side_px": trained["generator"].system["side_px"]}
+    own = overrides.get("study", {})
+    if wrong := set(own) - {"ratios", "seeds"}:
+        raise SettingsError(f"no settings study.{sorted(wrong)}; allowed: ratios, seeds")
     study = Study(
-        dataset=Dataset.open(dataset).folder.absolute(),
+        dataset=dataset.absolute(),
         also=tuple(Dataset.open(folder).folder.absolute() for folder in also),
         scale=scale,
         prepare=replaced(Prepare(), side_px | dict(overrides.get("prepare", {})), "prepare"),
@@ -140,22 +159,23 @@ def settings_for(
         seeds=SEEDS[scale],
         seed=seed,
     )
-    return replaced(study, overrides.get("study", {}), "study")
+    return replaced(study, own, "study")
 
 
 def begin(out: Path, study: Study) -> None:
-    """Write down what a study is to do, in a folder that has none yet.
+    """Write down what a study is to do, in a new folder.
 
     Raises:
-        SettingsError: There is a study in `out` already.
+        SettingsError: `out` exists already.
     """
-    if (out / "study.json").exists():
+    if out.exists():
         raise SettingsError(
             f"{out} exists already; nothing is overwritten: give another --out, or continue it "
             f"with `synthoma augment --resume {out}`"
         )
     command = shlex.join(["synthoma", *sys.argv[1:]])
-    write_json(out / "study.json", study.model_dump(mode="json") | {"command": command})
+    with new_folder(out) as folder:
+        write_json(folder / "study.json", study.model_dump(mode="json") | {"command": command})
 
 
 def go_on(out: Path, *, minutes: float | None = None, device: str = "auto") -> bool:
@@ -184,12 +204,14 @@ class Work:
         self.out, self.study, self.command, self.device = out, study, command, device
         self.ends = None if minutes is None else time.monotonic() + 60 * minutes
         self.cells: dict[str, list[Cell]] = {}
+        self.fitted: dict[str, Any] | None = None
         path = out / "seconds.json"
         self.seconds: dict[str, float] = read_json(path) if path.is_file() else {}
 
     def train_and_test(self) -> bool:
         """Every part in turn, with a report after each seed; False where the minutes were up."""
         parts: list[tuple[str, Callable[[], bool]]] = [
+            ("draw phantoms", self.draw_phantoms),
             ("prepare", self.prepare),
             ("train the generator", self.train_generator),
             ("draw", self.draw),
@@ -205,12 +227,13 @@ class Work:
     def timed(self, name: str, part: Callable[[], bool]) -> bool:
         """Do a part and remember how long it took, over all calls."""
         began = time.monotonic()
-        finished = part()
-        spent = time.monotonic() - began
-        if spent > 1 or name not in self.seconds:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 1)
-            write_json(self.out / "seconds.json", self.seconds)
-        return finished
+        try:
+            return part()
+        finally:
+            spent = time.monotonic() - began
+            if spent > 1 or name not in self.seconds:
+                self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 1)
+                write_json(self.out / "seconds.json", self.seconds)
 
     def report(self) -> bool:
         """The table of the seeds that every set-up has."""
@@ -228,6 +251,18 @@ class Work:
         """The prepared dataset."""
         return self.out / "data"
 
+    def draw_phantoms(self) -> bool:
+        """Where the study is on phantoms."""
+        if self.study.phantoms is not None and not self.study.dataset.exists():
+            with progress("draw phantom brains") as tell:
+                write_brains(
+                    self.study.dataset,
+                    self.study.phantoms,
+                    seed=self.study.seed,
+                    progress=lambda i, n: tell(i, n, ""),
+                )
+        return True
+
     def prepare(self) -> bool:
         """Bring every dataset to the generator's side."""
         sources = {self.data: self.study.dataset}
@@ -241,10 +276,9 @@ class Work:
                         self.study.prepare,
                         lambda i, n: tell(i, n, ""),
                     )
-        splits = Dataset.open(self.data).splits
         for name in ("train", "test"):
-            if not splits.get(name):
-                raise DataError(f"{self.study.dataset}: its {name} split has no patient")
+            if not has_boxes(Dataset.open(self.data).split(name)):
+                raise DataError(f"{self.study.dataset}: its {name} split has no box to find")
         return True
 
     def train_generator(self) -> bool:
@@ -292,7 +326,11 @@ class Work:
     def cell(self, setup: Setup, seed: int) -> bool:
         """One detector, trained and tested."""
         detector = self.study.detector
-        system = detector.system if setup.classic else detector.system | {"augment": None}
+        if self.fitted is None:  # anchors and classes from the real slices, the same for every row
+            real = {"real": Pool([Dataset.open(self.data).split("train")])}
+            config, _ = detector.settings()
+            self.fitted = load_entry(detector.name).fitted(config, real).model_dump(mode="json")
+        system = self.fitted if setup.classic else self.fitted | {"augment": None}
         data = TrainingData(data=self.data)
         if setup.ratio:
             data = TrainingData(data=self.data, synthetic=self.out / "synthetic", ratio=setup.ratio)
@@ -322,11 +360,6 @@ def demo(out: Path, *, seed: int = 0) -> None:
         SettingsError: `out` exists.
     """
     began = time.monotonic()
-    if out.exists():
-        raise SettingsError(f"{out} exists already; nothing is overwritten: give another --out")
-    out.mkdir(parents=True)
-    with progress("draw phantom brains") as tell:
-        write_brains(out / "phantoms", DEMO_BRAINS, seed=seed, progress=lambda i, n: tell(i, n, ""))
     begin(out, demo_study(out / "phantoms", seed=seed))
     go_on(out)
     say(f"{duration(time.monotonic() - began)} in all")
@@ -344,6 +377,7 @@ def demo_study(phantoms: Path, *, seed: int) -> Study:
     return study.model_copy(
         update={
             "scale": "demo",
+            "phantoms": DEMO_BRAINS,
             "prepare": Prepare(side_px=system["side_px"], intensity="keep", crop=False),
             "generator": Trained(name="cpggan", system=system, train=DEMO.train),
         }

@@ -19,9 +19,10 @@ import numpy as np
 from pydantic import BaseModel
 
 from synthoma.data.dataset import Dataset
+from synthoma.data.split import check_no_leak
 from synthoma.data.store import read_json, write_json
 from synthoma.engine.evaluate import Findings, figures, find_all, truths_of
-from synthoma.engine.run import write_bytes
+from synthoma.engine.run import Run, write_bytes
 from synthoma.engine.settings import TrainSettings
 from synthoma.engine.system import Detector
 from synthoma.errors import SettingsError
@@ -264,6 +265,9 @@ def top_hits(detections: Detections, truths: Truths, iou_threshold: float) -> np
 def judge_run(run: Path, data: Path, *, split: str, seed: int) -> list[str]:
     """The figures of a trained detector on a split, a line each, for a person."""
     dataset = Dataset.open(data).split(split)
+    if split != "train":
+        seen = Run.open(run).facts["trained_on"]
+        check_no_leak({split: dataset.patients}, seen, what=f"the detector {run}")
     findings = find_in(run, dataset)
     lines = []
     for name, metric in metrics_of([findings]).items():

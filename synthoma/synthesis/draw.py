@@ -43,7 +43,6 @@ class Order:
 
     boxes: Float32[np.ndarray, "m 4"]
     box_labels: tuple[str, ...]
-    label: str | None
     told: dict[str, Any]
     """For the case's origin: which case the boxes came from."""
 
@@ -57,7 +56,16 @@ def orders_from(dataset: Dataset, side_px: int, *, seed: int, conditions: Classi
     Args:
         conditions: How boxes are moved; None leaves them where they are and deals the cases in
             their own order.
+
+    Raises:
+        SettingsError: Boxes have several classes, which no generator is told of.
+        DataError: No case has a box.
     """
+    if len(dataset.box_labels) > 1:
+        raise SettingsError(
+            f"{dataset.folder}: boxes of {len(dataset.box_labels)} classes "
+            f"({', '.join(dataset.box_labels)}); the generator knows one kind and would mislabel"
+        )
     with_boxes = [i for i in range(len(dataset)) if len(dataset.boxes(i))]
     if not with_boxes:
         raise DataError(f"{dataset.folder}: no case has a box to order")
@@ -84,7 +92,7 @@ def orders_from(dataset: Dataset, side_px: int, *, seed: int, conditions: Classi
             else:
                 kept = np.arange(len(boxes))
         labels = tuple(case.box_labels[j] for j in kept) if case.box_labels else ()
-        return Order(boxes, labels, case.label, {"boxes_of": case.case_id})
+        return Order(boxes, labels, {"boxes_of": case.case_id})
 
     return order
 
@@ -100,7 +108,7 @@ def orders_of(boxes: Sequence[Sequence[float]], side_px: int) -> Orders:
         raise SettingsError(
             f"boxes {array.tolist()}; allowed: y0,x0,y1,x1 from 0 to 1 with y0 < y1 and x0 < x1"
         )
-    return lambda i: Order(array * side_px, (), None, {"boxes_of": "the command line"})
+    return lambda i: Order(array * side_px, (), {"boxes_of": "the command line"})
 
 
 def draw(
@@ -141,9 +149,19 @@ def draw(
         splits=all_to_train,
         about={"seed": seed, "chunk": CHUNK, "runs": [facts for _, facts in loaded]},
     ) as writer:
-        for folder, (system, facts) in zip(runs, loaded, strict=True):
-            orders = choose_orders(folder, system, facts, seed, given, boxes, conditions)
-            for case in draw_cases(system, facts, orders, n=n, seed=seed, workers=workers):
+        streams = [
+            draw_cases(
+                system,
+                facts,
+                choose_orders(folder, system, facts, seed, given, boxes, conditions),
+                n=n,
+                seed=seed,
+                workers=workers,
+            )
+            for folder, (system, facts) in zip(runs, loaded, strict=True)
+        ]
+        for together in zip(*streams, strict=True):  # so that any head of the set has every run
+            for case in together:
                 writer.add(case)
                 done += 1
                 progress(done, total)
@@ -262,7 +280,7 @@ def draw_chunk(
                 case_id=f"{facts['id']}/seed-{seed}/{i:06}",
                 patient_id=f"{facts['id']}/seed-{seed}/{i:06}",
                 image=Image(stored[k]),
-                label=facts["label"] or (order.label if order is not None else None),
+                label=facts["label"],
                 boxes=order.boxes if order is not None else None,
                 box_labels=order.box_labels if order is not None else (),
                 origin=Synthetic(facts["id"], seed, told, tuple(facts["trained_on"])),

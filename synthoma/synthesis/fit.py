@@ -26,7 +26,7 @@ from synthoma.engine.run import Run
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Detector, System
 from synthoma.engine.train import Outcome, Watch, generator_for, train
-from synthoma.errors import DataError, SettingsError
+from synthoma.errors import DataError, ResourceError, SettingsError
 from synthoma.settings import replaced
 from synthoma.zoo import load_entry
 
@@ -60,6 +60,7 @@ class Pools:
 
     domains: dict[str, Pool]
     validation: Dataset | None
+    """None where that split has no case, or no box to find."""
     seen: list[str]
     """Every patient that the run sees, itself or through a generator."""
     digest: str
@@ -89,19 +90,21 @@ def open_pools(data: TrainingData) -> Pools:
     pool = Pool(parts)
     domains = {"real": pool}
     if data.source is not None:
-        domains["source"] = Pool([Dataset.open(data.source)])
+        domains["source"] = Pool([Dataset.open(data.source).split("train")])
     seen = sorted(set().union(*(pool.patients for pool in domains.values())))
     if data.split == "train":
-        check_no_leak(whole.splits, seen, what=str(data.synthetic or data.also or data.data))
+        check_no_leak(whole.splits, seen, what="this mixture")
     held_out = set(whole.splits.get("validation", ()))
     validation = whole.of_patients(held_out) if held_out and data.split == "train" else None
-    folders = [data.data, *data.also, *filter(None, (data.synthetic, data.source))]
-    digests = [Dataset.open(folder).about["digest"] for folder in folders]
+    digest = hashlib.sha256()
+    for name, domain in domains.items():
+        for dataset in domain.datasets:  # the files, and which of their cases
+            digest.update(f"{name} {dataset.about['digest']} ".encode() + dataset.rows.tobytes())
     return Pools(
         domains,
-        validation if validation is not None and len(validation) else None,
+        validation if validation is not None and has_boxes(validation) else None,
         seen,
-        hashlib.sha256("".join(digests).encode()).hexdigest(),
+        digest.hexdigest(),
         len(real),
         n_synthetic,
     )
@@ -112,10 +115,17 @@ def select(data: TrainingData) -> Dataset:
     real = Dataset.open(data.data)
     real = real.split(data.split) if data.split else real
     real = real.where(**data.where) if data.where else real
+    if unknown := set(data.patients) - set(real.patients):
+        raise DataError(f"{data.data}: no selected case is of patient {min(unknown)}")
     real = real.of_patients(set(data.patients)) if data.patients else real
     if data.boxed:
         real = real.take(np.flatnonzero([len(real.boxes(i)) > 0 for i in range(len(real))]))
     return real
+
+
+def has_boxes(dataset: Dataset) -> bool:
+    """Whether there is a box to find."""
+    return any(len(dataset.boxes(i)) for i in range(len(dataset)))
 
 
 def absolute(data: TrainingData) -> TrainingData:
@@ -175,8 +185,9 @@ def fit(
         minutes: Stop at a checkpoint after this long; `resume` goes on.
     """
     config, loop = settings or resolve(name, preset, overrides or {})
+    pick_device(device)
     pools = open_pools(data)
-    config = load_entry(name).fitted(config, pools.domains["real"])
+    config = load_entry(name).fitted(config, pools.domains)
     facts: dict[str, Any] = {
         "name": name,
         "preset": preset if settings is None else "custom",
@@ -212,14 +223,16 @@ def resume(
     """
     run = Run.open(folder)
     facts = run.facts
+    pick_device(device)
     if run.finished:
         return Outcome(facts["train"]["steps"], "finished")
     data = TrainingData.model_validate(facts["data"])
     pools = open_pools(data)
     if pools.digest != facts["digest"]:
         raise DataError(
-            f"{data.data}: not the dataset that {folder} began with (its digest differs)"
+            f"{data.data}: not the cases that {folder} began with (their digest differs)"
         )
+    run.clean()
     return play_run(run, pools, minutes=minutes, device=device, progress=progress)
 
 
@@ -229,10 +242,9 @@ def play_run(
     """Train, or go on training, what run.json says."""
     facts = run.facts
     system, loop = build(facts), TrainSettings.model_validate(facts["train"])
-    where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
-    where = where if device == "auto" else torch.device(device)
+    where = pick_device(device)
     judged = pools.validation is not None and isinstance(system, Detector)
-    if loop.keep_best and not judged:  # nothing to choose the best by
+    if loop.keep_best and not judged:  # nothing to choose the best by: the last weights are used
         loop = loop.model_copy(update={"keep_best": "", "patience": 0})
     watch = Watch(
         progress=progress,
@@ -241,21 +253,38 @@ def play_run(
     )
     workers = 1 if where.type == "cpu" else min(4, os.cpu_count() or 1)
     server = Server(pools.domains, seed=facts["seed"], workers=workers)
-    outcome = train(
-        system,
-        server,
-        loop,
-        seed=facts["seed"],
-        run=run,
-        minutes=minutes,
-        watch=watch,
-        device=where,
-    )
+    with run.locked():
+        outcome = train(
+            system,
+            server,
+            loop,
+            seed=facts["seed"],
+            run=run,
+            minutes=minutes,
+            watch=watch,
+            device=where,
+        )
     if outcome.stopped in ("finished", "patience"):
         kept = {k: facts[k] for k in ("name", "id", "system", "trained_on", "digest", "seed")}
         steps = {"step": outcome.step, "best_step": outcome.best_step or None}
         run.finish(system.state_dict(), kept | steps)
     return outcome
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name: "auto", "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ResourceError: It is not there.
+        SettingsError: There is no such name.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "cpu" and not name.startswith("cuda"):
+        raise SettingsError(f"device {name!r}; allowed: auto, cpu, cuda, cuda:N")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise ResourceError(f"device {name}: torch finds no GPU here; allowed: auto, cpu")
+    return torch.device(name)
 
 
 def build(facts: Mapping[str, Any]) -> System:
