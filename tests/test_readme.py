@@ -57,7 +57,7 @@ def run(words: list[str], folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_step_by_step_runs_as_written_and_so_do_its_three_lines_of_python(tmp_path):
+def test_step_by_step_runs_as_written_and_so_do_its_lines_of_python(tmp_path):
     for words in commands(block_after("Step by step")):
         run([word if word != "64" else "32" for word in words], tmp_path)
     script = block_after("Step by step", "python").replace("n=500", "n=5")
