@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,9 @@ from synthoma.options import (
     read_pairs,
     read_settings,
 )
+
+if TYPE_CHECKING:
+    from synthoma.synthesis.fit import Mixed
 
 app = typer.Typer(
     name="synthoma",
@@ -95,11 +98,12 @@ def train(
         list[Path] | None, typer.Option(help="Mix in the training split of this folder too.")
     ] = None,
     synthetic: Annotated[
-        Path | None, typer.Option("--with", help="Mix in images of this synthetic folder.")
+        list[Path] | None, typer.Option("--with", help="Mix in images of this synthetic folder.")
     ] = None,
     ratio: Annotated[
-        float, typer.Option(min=0.001, help="Synthetic images for each real one.")
-    ] = 1.0,
+        list[float] | None,
+        typer.Option(min=0.001, help="Synthetic images for each real one, for each --with; 1."),
+    ] = None,
     source: Annotated[Path | None, typer.Option(help="The other domain, for refiners.")] = None,
     seed: Seed = 0,
     minutes: Minutes = None,
@@ -127,8 +131,7 @@ def train(
             where=read_pairs(where, "--where"),
             boxed=boxed,
             also=tuple(also or ()),
-            synthetic=synthetic,
-            ratio=ratio,
+            synthetic=read_mixed(synthetic or [], ratio or []),
             source=source,
         )
         with training(f"train {system}") as show:
@@ -189,6 +192,16 @@ def sample(
             progress=lambda done, of: tell(done, of, ""),
         )
     say(f"{len(drawn)} synthetic images in {out}")
+
+
+def read_mixed(folders: list[Path], ratios: list[float]) -> "tuple[Mixed, ...]":
+    """Each synthetic folder with its ratio."""
+    from synthoma.synthesis.fit import Mixed
+
+    if len(ratios) not in (0, len(folders)):
+        raise SettingsError(f"{len(ratios)} --ratio for {len(folders)} --with; give one for each")
+    pairs = zip(folders, ratios or [1.0] * len(folders), strict=True)
+    return tuple(Mixed(folder=folder, ratio=ratio) for folder, ratio in pairs)
 
 
 def read_box(text: str) -> list[float]:

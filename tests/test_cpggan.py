@@ -12,9 +12,10 @@ from synthoma.engine.settings import TrainSettings
 from synthoma.engine.system import Turn
 from synthoma.engine.train import generator_for, train
 from synthoma.errors import SettingsError
-from synthoma.gans.cpggan import CPGGAN, DEMO, PRESETS, CPGGANConfig, draw_boxes
+from synthoma.gans.cpggan import CPGGAN, DEMO, PRESETS, CPGGANConfig
 from synthoma.gans.pggan import phase
 from synthoma.nn import blocks
+from synthoma.nn.conditions import draw_boxes
 
 SMALL = CPGGANConfig(
     side_px=16, widest=8, base=64, noise_dim=8, batch_size=4, stable_images=8, fade_images=8

@@ -12,7 +12,15 @@ from synthoma.errors import DataError, LeakError, SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.synthesis.draw import CONDITIONS, draw, orders_from, orders_of
-from synthoma.synthesis.fit import TrainingData, fit, load_trained, open_pools, resume, select
+from synthoma.synthesis.fit import (
+    Mixed,
+    TrainingData,
+    fit,
+    load_trained,
+    open_pools,
+    resume,
+    select,
+)
 
 SMALL = {
     "side_px": 16,
@@ -239,17 +247,19 @@ def test_training_with_images_of_a_generator_that_saw_held_out_patients_is_refus
     seen = [*brains.splits["train"], brains.splits[split][0]]
     leaky = copy_as_if_drawn_by_one_who_saw(brains, tmp_path / "leaky", seen)
     with pytest.raises(LeakError, match=f"saw 1 {split} patient"):
-        open_pools(TrainingData(data=brains.folder, synthetic=leaky))
+        open_pools(TrainingData(data=brains.folder, synthetic=(Mixed(folder=leaky),)))
 
 
 def test_mixing_takes_the_wanted_number_of_synthetic_images(brains, tmp_path):
     honest = copy_as_if_drawn_by_one_who_saw(brains, tmp_path / "honest", brains.splits["train"])
     n = len(brains.split("train"))
-    pools = open_pools(TrainingData(data=brains.folder, synthetic=honest, ratio=0.5))
+    pools = open_pools(
+        TrainingData(data=brains.folder, synthetic=(Mixed(folder=honest, ratio=0.5),))
+    )
     assert (pools.n_real, pools.n_synthetic) == (n, round(0.5 * n))
     assert len(pools.domains["real"]) == n + round(0.5 * n)
     with pytest.raises(DataError, match="ratio 9"):
-        open_pools(TrainingData(data=brains.folder, synthetic=honest, ratio=9))
+        open_pools(TrainingData(data=brains.folder, synthetic=(Mixed(folder=honest, ratio=9),)))
 
 
 def test_extra_slices_of_held_out_patients_are_refused(brains, tmp_path):

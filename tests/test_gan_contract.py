@@ -97,7 +97,7 @@ def test_each_player_moves_only_its_own_weights(name):
 
 def test_a_player_can_move_without_the_others_having_moved(name):
     gan = fresh(name)
-    for player in gan.players():
+    for player in gan.players(1):
         turn = Turn(1, 0, generator_for(0, 1, player.name, 0), {})
         terms = gan.losses(player.name, serve(gan.request(1), 1, 0), turn)
         assert all(term.isfinite() for term in terms.values())

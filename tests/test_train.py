@@ -32,7 +32,7 @@ class Tug(System):
     def request(self, step):
         return Request(size=4, side_px=1, parts=2)
 
-    def players(self):
+    def players(self, step):
         def adam(net):
             return torch.optim.Adam(net.parameters(), lr=0.05)
 
@@ -130,7 +130,7 @@ def test_another_seed_ends_elsewhere(tmp_path):
 def test_the_system_ends_with_averaged_weights_of_those_who_average():
     averaged, plain = fresh(), fresh()
     train(averaged, serve, settings(steps=1), seed=0)
-    players = plain.players()
+    players = plain.players(1)
     moved = fresh()
     del players
     # right does not average: its weights are those that Adam left; left stays near its start
@@ -226,7 +226,7 @@ def test_parts_add_up_to_the_gradient_of_the_whole_batch():
         def request(self, step):
             return Request(size=6, side_px=1, parts=self.parts)
 
-        def players(self):
+        def players(self, step):
             return (Player("p", (self.line,), torch.optim.SGD(self.line.parameters(), lr=0.1)),)
 
         def losses(self, player, batch, turn):

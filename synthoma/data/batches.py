@@ -111,6 +111,13 @@ class Pool:
         which = int(np.searchsorted(self.ends, i, side="right"))
         return which, i - (int(self.ends[which - 1]) if which else 0)
 
+    def part(self, which: Sequence[int]) -> "Pool":
+        """Some of the datasets, by their places, with the classes of all of them."""
+        part = Pool([self.datasets[k] for k in which])
+        part.labels, part.box_labels = self.labels, self.box_labels
+        part.class_of = [self.class_of[k] for k in which]
+        return part
+
     @property
     def patients(self) -> set[str]:
         """Every real patient whose images are dealt, or were seen by a generator of them."""
@@ -147,13 +154,21 @@ class Server:
     Args:
         pools: By domain name; "real" is the one that most systems ask for.
         seed: Fixes the order of cases and every augmentation.
+        opening: (steps, pool): up to that step the pool stands in for "real".
         workers: Threads that prepare one batch's images.
 
     Call it, and `prefetch`, from one thread.
     """
 
-    def __init__(self, pools: dict[str, Pool], *, seed: int, workers: int = 2) -> None:
-        self.pools, self.seed = pools, seed
+    def __init__(
+        self,
+        pools: dict[str, Pool],
+        *,
+        seed: int,
+        opening: tuple[int, Pool] | None = None,
+        workers: int = 2,
+    ) -> None:
+        self.pools, self.seed, self.opening = pools, seed, opening
         self.threads = ThreadPoolExecutor(workers) if workers > 1 else None
         self.ahead: dict[tuple[Request, int, int, int], Future[Batch]] = {}
         self.prefetcher = ThreadPoolExecutor(1)
@@ -190,6 +205,8 @@ class Server:
     def make_domain(self, domain: str, request: Request, step: int, move: int, part: int) -> Batch:
         """What one domain gives to the batch, whichever others there are."""
         pool, own = self.pools[domain], seed_of_domain(domain)
+        if domain == "real" and self.opening is not None and step <= self.opening[0]:
+            pool = self.opening[1]
         size = request.size // request.parts
         first = (step - 1) * request.size + part * size
         dealt = [self.deal(len(pool), move, first + k, own) for k in range(size)]

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from synthoma.data.batches import Batch, Request
 __all__ = [
     "GAN",
     "Batch",
+    "Condition",
     "Detections",
     "Detector",
     "Losses",
@@ -20,6 +22,13 @@ __all__ = [
     "System",
     "Turn",
 ]
+
+#: What a GAN may be told, and under which names `sample` is given it:
+#:   "boxes"       where lesions lie: "boxes" (m, 4 | 6) and "box_case" (m,)
+#:   "looks"       how each looks: "looks" (m, 2), see `nn/conditions.py`
+#:   "background"  the real image that lesions are painted into: "image" (n, c, *space)
+#:   "label"       the class of each image: "label" (n,)
+Condition = Literal["boxes", "looks", "background", "label"]
 
 #: Named loss terms. The engine minimises their sum and logs each under its name.
 Losses = dict[str, Tensor]
@@ -69,8 +78,9 @@ class System(nn.Module, ABC):
         """The batch that `step` wants; a pure function of `step`."""
 
     @abstractmethod
-    def players(self) -> tuple[Player, ...]:
-        """The players in the order they move, with fresh optimisers."""
+    def players(self, step: int) -> tuple[Player, ...]:
+        """Who plays at `step`, in the order they move, with fresh optimisers; the same names at
+        every step of one stage."""
 
     @abstractmethod
     def losses(self, player: str, batch: Batch, turn: Turn) -> Losses:
@@ -96,6 +106,8 @@ class GAN(System):
     """Of one image's noise."""
     side_px: int
     """Side of the finished images."""
+    conditions: tuple[Condition, ...] = ()
+    """What `sample` must be given."""
 
     @abstractmethod
     def sample(self, noise: Tensor, given: Batch | None = None) -> Tensor:
@@ -104,8 +116,8 @@ class GAN(System):
 
         Args:
             noise: (n, *noise_shape), standard normal.
-            given: What the images shall show: "boxes" (m, 4 | 6) in pixels of the finished image
-                and "box_case" (m,), "label" (n,), ... whatever the system conditions on.
+            given: What the images shall show, as `conditions` says. Boxes are in pixels of the
+                finished image, and looks go with them.
         """
 
 

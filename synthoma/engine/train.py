@@ -104,14 +104,14 @@ class Game:
         self.step = 0
         self.best_step, self.best_value, self.unimproved = 0, float("-inf"), 0
         self.best_state: dict[str, Tensor] | None = None
-        self.deal()
+        self.deal(1)
         self.averages: dict[str, Tensor] = {
             name: tensor.detach().clone() for name, tensor in self.averaged_tensors().items()
         }
 
-    def deal(self) -> None:
-        """Fresh players, with fresh optimisers."""
-        self.players = self.system.players()
+    def deal(self, step: int) -> None:
+        """The players of a step, with fresh optimisers."""
+        self.players = self.system.players(step)
         self.base_rates = [
             [group["lr"] for group in player.optimizer.param_groups] for player in self.players
         ]
@@ -137,7 +137,7 @@ class Game:
         images."""
         step = self.step + 1
         if self.system.stage(step) != self.system.stage(self.step or 1):
-            self.deal()
+            self.deal(step)
         request = self.system.request(step)
         shared: dict[str, Tensor] = {}
         terms: dict[str, float] = {}
@@ -214,7 +214,7 @@ class Game:
         """Go on from a checkpoint."""
         self.step = state["step"]
         self.system.load_state_dict(state["system"])
-        self.deal()
+        self.deal(self.step)
         for player in self.players:
             player.optimizer.load_state_dict(state["optimizers"][player.name])
         self.averages = {name: t.to(self.device) for name, t in state["averages"].items()}

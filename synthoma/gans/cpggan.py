@@ -20,7 +20,7 @@ each) nor lambda (their 10). As in `pggan`, critic and generator of one step see
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -38,8 +38,9 @@ from synthoma.gans.pggan import (
     stage,
 )
 from synthoma.nn.blocks import convolution_dtype
+from synthoma.nn.conditions import draw_boxes
 
-__all__ = ["CPGGAN", "DEMO", "PRESETS", "CPGGANConfig", "draw_boxes", "fitted"]
+__all__ = ["CPGGAN", "DEMO", "PRESETS", "CPGGANConfig", "fitted"]
 
 
 class CPGGANConfig(PGGANConfig):
@@ -49,35 +50,11 @@ class CPGGANConfig(PGGANConfig):
     learning_rate: float = Field(2e-4, gt=0)
 
 
-def draw_boxes(
-    boxes: Float[Tensor, "m 4"], box_case: Int[Tensor, " m"], *, images: int, side_px: int
-) -> Float[Tensor, "n 1 y x"]:
-    """White boxes on black: the share of each pixel that a box covers, 0 to 1.
-
-    Where boxes overlap, the pixel takes the larger share.
-
-    Args:
-        boxes: (y0, x0, y1, x1) in pixels of the drawing; parts outside are cut.
-        box_case: Which image each box is in.
-
-    Example:
-        >>> draw_boxes(torch.tensor([[0, 0.5, 1, 2]]), torch.tensor([0]), images=1, side_px=2)
-        tensor([[[[0.5000, 1.0000],
-                  [0.0000, 0.0000]]]])
-    """
-    drawn = torch.zeros(images, side_px, side_px, dtype=boxes.dtype, device=boxes.device)
-    pixel = torch.arange(side_px, dtype=boxes.dtype, device=boxes.device)
-    low, high = boxes[:, :2, None], boxes[:, 2:, None]
-    along = (torch.minimum(high, pixel + 1) - torch.maximum(low, pixel)).clamp(0, 1)
-    shares = along[:, 0, :, None] * along[:, 1, None, :]
-    where = box_case[:, None, None].expand_as(shares)
-    return drawn.scatter_reduce_(0, where, shares, "amax").unsqueeze(1)
-
-
 class CPGGAN(GAN):
     """The progressive GAN whose lesions lie in given boxes."""
 
     step: Tensor
+    conditions = ("boxes",)
 
     def __init__(self, config: CPGGANConfig) -> None:
         super().__init__()
@@ -99,7 +76,7 @@ class CPGGAN(GAN):
             self.config.batch_size, side_px, ("image", "boxes"), augment=self.config.augment
         )
 
-    def players(self) -> tuple[Player, ...]:
+    def players(self, step: int) -> tuple[Player, ...]:
         """Critic, generator."""
         return deal(self.config, self.generator, self.critic)
 

@@ -339,7 +339,7 @@ class PGGAN(GAN):
         side_px, _ = phase(self.config, step)
         return Request(self.config.batch_size, side_px, augment=self.config.augment)
 
-    def players(self) -> tuple[Player, ...]:
+    def players(self, step: int) -> tuple[Player, ...]:
         """Critic, generator."""
         return deal(self.config, self.generator, self.critic)
 

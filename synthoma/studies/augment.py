@@ -40,7 +40,7 @@ from synthoma.settings import replaced
 from synthoma.studies.account import account
 from synthoma.studies.detection import Cell, run_cell
 from synthoma.synthesis.draw import draw
-from synthoma.synthesis.fit import TrainingData, fit, has_boxes, resume
+from synthoma.synthesis.fit import Mixed, TrainingData, fit, has_boxes, resume
 from synthoma.zoo import load_entry
 
 BASELINE = "real + classic"
@@ -333,7 +333,10 @@ class Work:
         system = self.fitted if setup.classic else self.fitted | {"augment": None}
         data = TrainingData(data=self.data)
         if setup.ratio:
-            data = TrainingData(data=self.data, synthetic=self.out / "synthetic", ratio=setup.ratio)
+            data = TrainingData(
+                data=self.data,
+                synthetic=(Mixed(folder=self.out / "synthetic", ratio=setup.ratio),),
+            )
         (self.out / "cells").mkdir(exist_ok=True)
         with training(f"{setup.name}, seed {seed}") as show:
             cell = run_cell(

@@ -34,6 +34,15 @@ from synthoma.zoo import load_entry
 Progress = Callable[[int, int, float, dict[str, float]], None]
 
 
+class Mixed(BaseModel):
+    """A synthetic folder that is mixed in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    ratio: float = Field(1.0, gt=0, description="Synthetic images for each real one.")
+
+
 class TrainingData(BaseModel):
     """Which cases a run is trained on; run.json keeps it, so that a resumed run finds them."""
 
@@ -49,8 +58,20 @@ class TrainingData(BaseModel):
     also: tuple[Path, ...] = Field(
         (), description="Further real folders whose training split is mixed in (normal slices)."
     )
-    synthetic: Path | None = Field(None, description="A synthetic folder that is mixed in.")
-    ratio: float = Field(1.0, gt=0, description="Synthetic images for each real one.")
+    synthetic: tuple[Mixed, ...] = ()
+    repeat: int = Field(
+        1,
+        ge=1,
+        description="How often each real case is dealt in a round. So many times more synthetic "
+        "images are dealt with them, at the same ratios.",
+    )
+    synthetic_first: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="Share of the steps, from the first, that see synthetic images alone; the "
+        "others then see real ones alone. 0: mixed throughout.",
+    )
     source: Path | None = Field(None, description="The other domain, for systems with two.")
 
 
@@ -59,6 +80,8 @@ class Pools:
     """The opened `TrainingData`."""
 
     domains: dict[str, Pool]
+    opening: Pool | None
+    """Where synthetic images come first: they alone."""
     validation: Dataset | None
     """None where that split has no case, or no box to find."""
     seen: list[str]
@@ -77,37 +100,49 @@ def open_pools(data: TrainingData) -> Pools:
     """
     whole, real = Dataset.open(data.data), select(data)
     parts = [real, *(Dataset.open(folder).split("train") for folder in data.also)]
-    n_synthetic = 0
-    if data.synthetic is not None:
-        synthetic = Dataset.open(data.synthetic)
-        n_synthetic = round(data.ratio * len(real))
-        if n_synthetic > len(synthetic):
-            raise DataError(
-                f"{data.synthetic}: {len(synthetic)} images, but ratio {data.ratio:g} on "
-                f"{len(real)} real ones needs {n_synthetic}"
-            )
-        parts.append(synthetic.take(np.arange(n_synthetic)))
-    pool = Pool(parts)
-    domains = {"real": pool}
+    synthetic = [take_synthetic(mixed, len(real) * data.repeat) for mixed in data.synthetic]
+    if data.synthetic_first and not synthetic:
+        raise SettingsError("synthetic_first without a synthetic folder to begin with")
+    # real and synthetic in one pool also where they come apart, so that both know every class
+    everything = Pool(parts * data.repeat + synthetic)
+    domains, opening = {"real": everything}, None
+    if data.synthetic_first:
+        domains["real"], opening = (
+            everything.part(range(len(parts))),
+            everything.part(range(len(parts) * data.repeat, len(everything.datasets))),
+        )
     if data.source is not None:
         domains["source"] = Pool([Dataset.open(data.source).split("train")])
-    seen = sorted(set().union(*(pool.patients for pool in domains.values())))
+    seen = sorted(everything.patients.union(*(pool.patients for pool in domains.values())))
     if data.split == "train":
         check_no_leak(whole.splits, seen, what="this mixture")
     held_out = set(whole.splits.get("validation", ()))
     validation = whole.of_patients(held_out) if held_out and data.split == "train" else None
     digest = hashlib.sha256()
-    for name, domain in domains.items():
+    dealt = domains | ({"opening": opening} if opening is not None else {})
+    for name, domain in dealt.items():
         for dataset in domain.datasets:  # the files, and which of their cases
             digest.update(f"{name} {dataset.about['digest']} ".encode() + dataset.rows.tobytes())
     return Pools(
         domains,
+        opening,
         validation if validation is not None and has_boxes(validation) else None,
         seen,
         digest.hexdigest(),
         len(real),
-        n_synthetic,
+        sum(map(len, synthetic)),
     )
+
+
+def take_synthetic(mixed: Mixed, n_real: int) -> Dataset:
+    """As many images, from the first, as the ratio wants."""
+    synthetic, n = Dataset.open(mixed.folder), round(mixed.ratio * n_real)
+    if n > len(synthetic):
+        raise DataError(
+            f"{mixed.folder}: {len(synthetic)} images, but ratio {mixed.ratio:g} on {n_real} real "
+            f"ones needs {n}"
+        )
+    return synthetic.take(np.arange(n))
 
 
 def select(data: TrainingData) -> Dataset:
@@ -132,9 +167,10 @@ def absolute(data: TrainingData) -> TrainingData:
     """The same cases with paths that hold wherever a run is resumed from."""
     paths: dict[str, Any] = {"data": data.data.absolute()}
     paths["also"] = tuple(folder.absolute() for folder in data.also)
-    for name in ("synthetic", "source"):
-        folder = getattr(data, name)
-        paths[name] = folder.absolute() if folder is not None else None
+    paths["synthetic"] = tuple(
+        mixed.model_copy(update={"folder": mixed.folder.absolute()}) for mixed in data.synthetic
+    )
+    paths["source"] = data.source.absolute() if data.source is not None else None
     return data.model_copy(update=paths)
 
 
@@ -252,7 +288,9 @@ def play_run(
         picture=painter(run, pools, facts) if isinstance(system, GAN) else None,
     )
     workers = 1 if where.type == "cpu" else min(4, os.cpu_count() or 1)
-    server = Server(pools.domains, seed=facts["seed"], workers=workers)
+    share = TrainingData.model_validate(facts["data"]).synthetic_first
+    opening = None if pools.opening is None else (round(share * loop.steps), pools.opening)
+    server = Server(pools.domains, seed=facts["seed"], workers=workers, opening=opening)
     with run.locked():
         outcome = train(
             system,

@@ -185,7 +185,7 @@ class YOLOv3(Detector):
             parts=self.config.parts,
         )
 
-    def players(self) -> tuple[Player, ...]:
+    def players(self, step: int) -> tuple[Player, ...]:
         config = self.config
         kernels = [p for p in self.network.parameters() if p.ndim == 4]
         others = [p for p in self.network.parameters() if p.ndim != 4]
