@@ -37,7 +37,7 @@ def lite0(device: torch.device) -> Any:
     network = create_model("tf_efficientnet_lite0", pretrained=False)
     network.load_state_dict(renamed(weights, network.state_dict()))
     network.eval().requires_grad_(False)
-    return network.to(device=device, memory_format=torch.channels_last)
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def renamed(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
