@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
 from synthoma.data.batches import resize, signed_unit
 from synthoma.data.boxes import scale
@@ -104,3 +105,16 @@ def figures(findings: Findings, *, threshold: float = 0.001) -> dict[str, float]
         except UndefinedMetricError:
             continue
     return found
+
+
+def top_hits(
+    detections: Detections, truths: Truths, iou_threshold: float
+) -> Float64[np.ndarray, " n"]:
+    """For each case, 1 where its best-scoring box is a hit, else 0."""
+    order = np.lexsort((np.arange(len(detections.case)), -detections.scores, detections.case))
+    first = order[np.unique(detections.case[order], return_index=True)[1]]
+    best = Detections(detections.boxes[first], detections.scores[first], detections.case[first])
+    matched = match(best, truths, iou_threshold=iou_threshold)
+    hits = np.zeros(truths.n_cases)
+    hits[matched.case[matched.truth >= 0]] = 1
+    return hits

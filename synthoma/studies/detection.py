@@ -21,14 +21,11 @@ from pydantic import BaseModel
 from synthoma.data.dataset import Dataset
 from synthoma.data.split import check_no_leak
 from synthoma.data.store import read_json, write_json
-from synthoma.engine.evaluate import Findings, figures, find_all, truths_of
+from synthoma.engine.evaluate import Findings, figures, top_hits, truths_of
 from synthoma.engine.run import Run, write_bytes
 from synthoma.engine.settings import TrainSettings
-from synthoma.engine.system import Detector
-from synthoma.errors import SettingsError
 from synthoma.metrics.detection import (
     Detections,
-    Matches,
     Truths,
     UndefinedMetricError,
     match,
@@ -44,7 +41,8 @@ from synthoma.metrics.intervals import (
     ratio,
 )
 from synthoma.report.table import Difference, Estimate, Row, display
-from synthoma.synthesis.fit import Progress, TrainingData, fit, load_trained, resume
+from synthoma.synthesis.curate import find_in
+from synthoma.synthesis.fit import Progress, TrainingData, fit, resume
 
 #: The paper's detection threshold, 0.1 %.
 THRESHOLD = 0.001
@@ -112,15 +110,6 @@ def run_cell(
     }
     write_json(folder / "cell.json", cell)
     return Cell(folder, cell, findings)
-
-
-def find_in(run: Path, dataset: Dataset) -> Findings:
-    """What the trained detector of a run finds in a dataset, at its test resolution."""
-    detector, facts = load_trained(run)
-    if not isinstance(detector, Detector):
-        raise SettingsError(f"{run}: {facts['name']} is not a detector")
-    precision = read_json(run / "run.json")["train"]["precision"]
-    return find_all(detector, dataset, side_px=facts["system"]["test_side_px"], precision=precision)
 
 
 def write_findings(folder: Path, findings: Findings) -> None:
@@ -249,17 +238,6 @@ def adherence(
         }
     )
     return values, [f"Adherence, {name}: {reason}." for name, reason in undefined.items()]
-
-
-def top_hits(detections: Detections, truths: Truths, iou_threshold: float) -> np.ndarray:
-    """For each case, 1 where its best-scoring box is a hit, else 0."""
-    order = np.lexsort((np.arange(len(detections.case)), -detections.scores, detections.case))
-    first = order[np.unique(detections.case[order], return_index=True)[1]]
-    best = Detections(detections.boxes[first], detections.scores[first], detections.case[first])
-    matched: Matches = match(best, truths, iou_threshold=iou_threshold)
-    hits = np.zeros(truths.n_cases)
-    hits[matched.case[matched.truth >= 0]] = 1
-    return hits
 
 
 def judge_run(run: Path, data: Path, *, split: str, seed: int) -> list[str]:
