@@ -31,7 +31,7 @@ STEPS = (
 )
 STEP = {part: step for step, parts in enumerate(STEPS) for part in parts}
 #: A paper that builds on another.
-BUILT_ON = {"cpggan": {"pggan"}}
+BUILT_ON = {"cpggan": {"pggan"}, "hybrid": {"pggan", "cpggan"}}
 
 
 def imports(path: Path) -> Iterator[str]:

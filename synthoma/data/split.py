@@ -3,6 +3,7 @@
 A split is a list of patient ids, so a case cannot be in two splits unless its patient is.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -46,6 +47,40 @@ def split_patients(
         "validation": sorted(shuffled[n_train : n_train + n_validation]),
         "test": sorted(shuffled[n_train + n_validation :]),
     }
+
+
+def draw_patients(
+    patient_ids: Iterable[str], *, n_cases: int, draws: int, seed: int
+) -> list[list[str]]:
+    """Several small sets of whole patients, no patient in two: what low-data studies train on.
+
+    Args:
+        patient_ids: The patient of every case.
+        n_cases: Cases of a set, at least; the patient who reaches it is the last.
+
+    Raises:
+        DataError: There are not so many cases.
+
+    Example:
+        >>> draw_patients(["a", "a", "b", "b", "c", "c", "c"], n_cases=2, draws=2, seed=0)
+        [['c'], ['b']]
+    """
+    sizes = Counter(patient_ids)
+    shuffled = sorted(sizes)
+    np.random.default_rng([seed, len(shuffled)]).shuffle(shuffled)
+    waiting, found = iter(shuffled), []
+    for _ in range(draws):
+        chosen: list[str] = []
+        while sum(sizes[patient] for patient in chosen) < n_cases:
+            patient = next(waiting, None)
+            if patient is None:
+                raise DataError(
+                    f"{draws} draws of {n_cases} cases of whole patients; there are "
+                    f"{sizes.total()} cases of {len(sizes)} patients"
+                )
+            chosen.append(patient)
+        found.append(sorted(chosen))
+    return found
 
 
 def splits_from_cases(of_patient: Iterable[tuple[str, str]]) -> Splits:

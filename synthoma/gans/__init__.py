@@ -8,4 +8,5 @@ contract tests.
 GANS: dict[str, str] = {
     "pggan": "synthoma.gans.pggan",
     "cpggan": "synthoma.gans.cpggan",
+    "hybrid": "synthoma.gans.hybrid",
 }

@@ -35,6 +35,12 @@ LEAST_SQUARES = Game(
     generator=lambda fake: 0.5 * (fake - 1).square().mean(),
 )
 
+#: Lim and Ye 2017; as in Miyato et al. 2018, eq. 17.
+HINGE = Game(
+    critic=lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
+    generator=lambda fake: -fake.mean(),
+)
+
 #: Arjovsky et al. 2017. Unbounded: pair it with `gradient_penalty` or with weight clipping.
 WASSERSTEIN = Game(
     critic=lambda real, fake: fake.mean() - real.mean(),

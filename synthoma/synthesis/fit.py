@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from synthoma.data.batches import Batch, Pool, Request, Server
+from synthoma.data.batches import Pool, Server
 from synthoma.data.dataset import Dataset
-from synthoma.data.sheet import contact_sheet, draw_boxes, to_bytes, write_png
 from synthoma.data.split import check_no_leak
 from synthoma.engine.evaluate import figures, find_all
 from synthoma.engine.run import Run
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Detector, System
-from synthoma.engine.train import Outcome, Watch, generator_for, train
+from synthoma.engine.train import Outcome, Watch, train
 from synthoma.errors import DataError, ResourceError, SettingsError
 from synthoma.settings import replaced
+from synthoma.synthesis.watch import sampler
 from synthoma.zoo import load_entry
 
 #: (step, steps, images per second, losses by name)
@@ -285,7 +285,7 @@ def play_run(
     watch = Watch(
         progress=progress,
         validate=validator(pools.validation, facts, loop) if judged else None,
-        picture=painter(run, pools, facts) if isinstance(system, GAN) else None,
+        picture=sampler(run, pools.domains, facts) if isinstance(system, GAN) else None,
     )
     workers = 1 if where.type == "cpu" else min(4, os.cpu_count() or 1)
     share = TrainingData.model_validate(facts["data"]).synthetic_first
@@ -353,33 +353,3 @@ def validator(
         return figures(find_all(system, validation, side_px=side_px, precision=loop.precision))
 
     return judge
-
-
-def painter(run: Run, pools: Pools, facts: Mapping[str, Any]) -> Callable[[System, int], None]:
-    """Writes a grid of 16 samples from fixed noise, with the boxes that were ordered."""
-
-    def paint(system: System, step: int) -> None:
-        if not isinstance(system, GAN):
-            raise AssertionError("only GANs paint")
-        n = 16
-        device = next(system.parameters()).device
-        noise = torch.randn(n, *system.noise_shape, generator=generator_for(0, 0, "paint", 0))
-        fields = system.request(step).fields
-        given: Batch | None = None
-        if "boxes" in fields:
-            served = Server(pools.domains, seed=0, workers=1)(
-                Request(n, system.side_px, fields), 1, 0
-            )
-            given = {k: v.to(device) for k, v in served.items() if k != "image"}
-        images = system.sample(noise.to(device), given).float().cpu().numpy()
-        factor = images.shape[-1] / system.side_px
-        tiles = []
-        for k, image in enumerate(images):
-            boxes = np.zeros((0, 4))
-            if given is not None:
-                boxes = given["boxes"][given["box_case"] == k].cpu().numpy() * factor
-            tiles.append(draw_boxes(to_bytes(image, (-1, 1)), boxes, side_px=128))
-        said = {"Synthetic": "yes", "Run": facts["id"], "Step": str(step)}
-        write_png(run.samples / f"step-{step:08}.png", contact_sheet(tiles), said)
-
-    return paint
