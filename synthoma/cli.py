@@ -169,6 +169,10 @@ def sample(
         list[str] | None,
         typer.Option(metavar="Y0,X0,Y1,X1", help="Order this box, in shares of the side."),
     ] = None,
+    onto: Annotated[
+        Path | None,
+        typer.Option(help="Paint into the training split of this folder, or all of it."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -179,6 +183,9 @@ def sample(
     from synthoma.data.dataset import Dataset
     from synthoma.synthesis.draw import draw
 
+    backgrounds = Dataset.open(onto) if onto is not None else None
+    if backgrounds is not None and backgrounds.splits.get("train"):
+        backgrounds = backgrounds.split("train")
     with progress("sample") as tell:
         drawn = draw(
             runs,
@@ -187,6 +194,7 @@ def sample(
             seed=seed,
             given=Dataset.open(given) if given is not None else None,
             boxes=[read_box(text) for text in box or []],
+            onto=backgrounds,
             workers=workers or os.cpu_count() or 1,
             device=device,
             progress=lambda done, of: tell(done, of, ""),

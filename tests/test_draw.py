@@ -11,7 +11,7 @@ from synthoma.engine.run import Run
 from synthoma.errors import DataError, LeakError, SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
-from synthoma.synthesis.draw import CONDITIONS, draw, orders_from, orders_of
+from synthoma.synthesis.draw import draw
 from synthoma.synthesis.fit import (
     Mixed,
     TrainingData,
@@ -21,6 +21,7 @@ from synthoma.synthesis.fit import (
     resume,
     select,
 )
+from synthoma.synthesis.orders import CONDITIONS, orders_from, orders_of
 
 SMALL = {
     "side_px": 16,
