@@ -25,7 +25,12 @@ GROWING = {
     "learning_rate": 3e-3,
     "average_decay": 0.9,
 }
-SMALL = {"pggan": GROWING, "cpggan": GROWING}
+FEATURES = {"feature_side_px": 32, "strides": (4, 8), "head_width": 16, "head_start": 2}
+SMALL = {
+    "pggan": GROWING,
+    "cpggan": GROWING,
+    "hybrid": GROWING | FEATURES | {"projected_from": 101},
+}
 
 
 def fresh(name: str) -> GAN:
@@ -63,9 +68,13 @@ def short(steps: int) -> TrainSettings:
 def draw(gan: GAN, seed: int, n: int = 4) -> torch.Tensor:
     noise = torch.randn(n, *gan.noise_shape, generator=torch.Generator().manual_seed(seed))
     boxes = torch.tensor([[4.0, 4, 12, 12]]).repeat(n, 1)
-    given = {"boxes": boxes, "box_case": torch.arange(n)}
-    wanted = {key: given[key] for key in given if key in (*gan.request(1).fields, "box_case")}
-    return gan.eval().sample(noise, wanted if "boxes" in wanted else None)
+    told = {
+        "boxes": {"boxes": boxes, "box_case": torch.arange(n)},
+        "looks": {"looks": torch.tensor([[2.0, 0.0]]).repeat(n, 1)},
+        "background": {"image": -torch.ones(n, 1, gan.side_px, gan.side_px)},
+    }
+    given = {key: value for name in gan.conditions for key, value in told[name].items()}
+    return gan.eval().sample(noise, given or None)
 
 
 def test_samples_are_images_in_range_and_noise_decides_them(name):
@@ -146,11 +155,11 @@ def test_every_scale_is_a_preset_whose_data_decides_the_channels(name):
 
     class Cases:
         def values(self, i: int) -> torch.Tensor:
-            return torch.zeros(4, 16, 16)
+            return torch.zeros(3, 16, 16)
 
     pool = object.__new__(Pool)
     pool.datasets = (Cases(),)
-    assert module.fitted(module.PRESETS["smoke"].system, {"real": pool}).channels == 4
+    assert module.fitted(module.PRESETS["smoke"].system, {"real": pool}).channels == 3
 
 
 def test_the_list_of_gans_loads_without_torch():

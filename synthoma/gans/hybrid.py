@@ -287,6 +287,24 @@ PRESETS: dict[str, Preset] = {
         HybridConfig(),
         TrainSettings(steps=3_000_000, sample_every=10_000, checkpoint_every=5_000),
     ),
+    "smoke": Preset(
+        HybridConfig(
+            side_px=32,
+            widest=64,
+            base=512,
+            noise_dim=64,
+            batch_size=8,
+            stable_images=1_280,
+            fade_images=1_280,
+            learning_rate=2e-3,
+            average_decay=0.98,
+            mirror=True,
+            frozen_spread=True,
+            projected_from=1_301,
+            feature_side_px=64,
+        ),
+        TrainSettings(steps=1_600, precision="bf16", sample_every=400),
+    ),
     "small": Preset(
         HybridConfig(
             side_px=64,
