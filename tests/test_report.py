@@ -15,7 +15,8 @@ from jaxtyping import TypeCheckError
 from PIL import Image as Pil
 
 from synthoma.errors import DataError
-from synthoma.report.content import flat
+from synthoma.report.claims import answers, corrected, verdict
+from synthoma.report.content import SmallTable, flat
 from synthoma.report.figures import (
     PICTURE_BYTES,
     Curve,
@@ -27,22 +28,23 @@ from synthoma.report.figures import (
     froc_chart,
     side_limit,
     tile,
-    training_charts,
 )
 from synthoma.report.markdown import markdown_results, markdown_table
 from synthoma.report.page import Grid, Report, to_html, to_markdown, write_report
+from synthoma.report.scatter import Scatter, scatter_chart
 from synthoma.report.table import (
     Adherence,
     Difference,
     Estimate,
     PublishedRow,
+    Refused,
     Row,
     Table,
-    answers,
+    display,
     number,
     read_table,
-    verdict,
 )
+from synthoma.report.training import training_charts
 
 HOSTILE = """<script>alert(1)</script>" onload='x' | $\\frac{1}{2}$ _a_ `b` & {{ 7*7 }} 脑 ](http://e.vil)"""
 ALL = ("sensitivity_iou25", "sensitivity_iou50", "fp_per_slice_iou25", "ap_iou50")
@@ -64,22 +66,29 @@ def table(baseline: str = "real + classic", added: str = "+ synthetic 1:1") -> T
         study="augment",
         task="detect",
         patients_from="blocks of 13 ids",
+        primary=ALL[0],
         rows=(
-            row(baseline),
+            row(baseline, draws=3),
             row(
                 added,
                 n_synthetic=2813,
+                draws=3,
                 metrics=undefined,
                 undefined={"ap_iou50": "one seed found nothing"},
-                difference=Difference(
-                    to=baseline,
-                    metrics={
-                        "sensitivity_iou25": Estimate(value=0.03, low=-0.01, high=0.07, n=36),
-                        "fp_per_slice_iou25": Estimate(value=1.1, low=0.4, high=1.8, n=36),
-                    },
+                differences=(
+                    Difference(
+                        to=baseline,
+                        metrics={
+                            ALL[0]: Estimate(value=0.03, low=-0.01, high=0.07, n=36, p=0.12),
+                            ALL[2]: Estimate(value=1.1, low=0.4, high=1.8, n=36, p=0.004),
+                        },
+                        p_holm=0.24,
+                        each=(0.08, 0.02, -0.01),
+                    ),
                 ),
             ),
         ),
+        refused=(Refused(setup=f"refused {added}", reason=f"2 of 100 slices copied: {added}"),),
         adherence=Adherence(ordered=estimate(0.6), shuffled=estimate(0.06), real=estimate(0.8)),
         published=(PublishedRow(setup=baseline, metrics={"ap_iou50": None, ALL[0]: 0.83}),),
     )
@@ -115,6 +124,9 @@ def report(name: str = "+ synthetic 1:1") -> Report:
         froc=[Froc(f"IoU 0.25 {name}", [banded, curve], per=name)],
         grids=[Grid(name, [picture(name), picture(name, 40, 3)], True, name),
                Grid("real", [picture()], False)],
+        small_tables=[SmallTable(name, [name, "passed"], [[name, "9 of 10"]], name)],
+        scatters=[Scatter(name, np.random.default_rng(0).normal(size=(60, 2)),
+                          [name, "real"] * 30, name)],
         detections=[Detected(*picture(name)[:2], found, name)] * 2,
         training=[TrainingRun(name, [*steps, {"step": 399, "validation": {name: 0.5}}])],
         settings={name: {name: [name, 1], "empty": {}}},
@@ -158,19 +170,28 @@ def test_what_is_written_is_read_back_the_same(tmp_path):
 def test_table_json_has_the_promised_keys_and_fractions(tmp_path):
     write_report(tmp_path, report())
     content = json.loads((tmp_path / "table.json").read_text())
-    assert list(content) == ["study", "task", "patients_from", "rows", "adherence", "published"]
+    assert list(content) == [
+        "study", "task", "patients_from", "primary", "rows", "refused", "adherence", "published",
+    ]  # fmt: skip
     first, second = content["rows"]
     assert list(first) == [
-        "setup", "n_real", "n_synthetic", "seeds", "metrics", "difference", "undefined",
+        "setup", "n_real", "n_synthetic", "draws", "seeds", "metrics", "differences", "undefined",
     ]  # fmt: skip
     assert first["metrics"]["sensitivity_iou25"] == {
-        "value": 0.7, "low": 0.7 - 0.05, "high": 0.7 + 0.05, "n": 36,
+        "value": 0.7, "low": 0.7 - 0.05, "high": 0.7 + 0.05, "n": 36, "p": None,
     }  # fmt: skip
-    assert first["difference"] == {}
-    assert second["difference"]["to"] == "real + classic"
-    assert second["difference"]["sensitivity_iou25"]["value"] == 0.03
+    assert first["differences"] == []
+    (difference,) = second["differences"]
+    assert difference["to"] == "real + classic"
+    assert difference["metrics"]["sensitivity_iou25"]["value"] == 0.03
+    assert difference["metrics"]["sensitivity_iou25"]["p"] == 0.12
+    assert (difference["p_holm"], difference["each"]) == (0.24, [0.08, 0.02, -0.01])
+    assert content["refused"][0]["setup"] == "refused + synthetic 1:1"
     assert second["undefined"] == {"ap_iou50": "one seed found nothing"}
     assert content["adherence"]["shuffled"]["value"] == 0.06
+
+
+ONE = {"value": 1, "low": 0, "high": 2, "n": 9}
 
 
 @pytest.mark.parametrize(
@@ -178,10 +199,11 @@ def test_table_json_has_the_promised_keys_and_fractions(tmp_path):
     [
         ({"metrics": {}}, "has no sensitivity_iou25"),
         ({"undefined": {"ap_iou50": "why"}}, "undefined too"),
-        ({"difference": {"to": "nobody"}}, "compared with 'nobody'"),
-        ({"difference": {"to": "b"}}, "compared with 'b'"),
+        ({"differences": [{"to": "nobody", "metrics": {}}]}, "compared with 'nobody'"),
+        ({"differences": [{"to": "b", "metrics": {}}]}, "compared with 'b'"),
+        ({"differences": [{"to": "a", "metrics": {}}] * 2}, "compared twice"),
         ({"setup": "a"}, "two rows"),
-        ({"difference": {"to": "a", "cpm": {"value": 1, "low": 0, "high": 2, "n": 9}}}, "cpm"),
+        ({"differences": [{"to": "a", "metrics": {"cpm": ONE}}]}, "cpm"),
         ({"metrics": {"cpm": {"value": 1, "low": 2, "high": 0, "n": 9}}}, "upside down"),
         ({"seeds": 0}, "greater than or equal to 1"),
         ({"colour": "red"}, "Extra inputs"),
@@ -190,23 +212,39 @@ def test_table_json_has_the_promised_keys_and_fractions(tmp_path):
 def test_a_table_that_contradicts_itself_is_refused_by_name(tmp_path, change, message):
     one, other = row("a").model_dump(), row("b").model_dump()
     path = tmp_path / "table.json"
-    path.write_text(
-        json.dumps({"study": "", "task": "", "patients_from": "", "rows": [one, other | change]})
-    )
+    named = {"study": "", "task": "", "patients_from": "", "primary": ALL[0]}
+    path.write_text(json.dumps({**named, "rows": [one, other | change]}))
     with pytest.raises(DataError, match=message) as error:
         read_table(path)
     assert str(path) in str(error.value)
 
 
+def test_a_table_claims_things_of_a_metric_it_has_and_refuses_what_it_did_not_run():
+    rows = (row("a"),)
+    with pytest.raises(ValueError, match="primary metric 'cpm'"):
+        Table(study="", task="", patients_from="", primary="cpm", rows=rows)
+    with pytest.raises(ValueError, match="were refused too"):
+        refused = [{"setup": "a", "reason": "copies"}]
+        Table.model_validate(one_row("a").model_dump() | {"refused": refused})
+
+
+def one_row(setup: str) -> Table:
+    return Table(study="", task="", patients_from="", primary=ALL[0], rows=(row(setup),))
+
+
 @given(
     st.sampled_from(["sensitivity_iou25", "fp_per_slice_iou25", "fid", "strange_score", "odd"]),
-    st.floats(-1, 1), st.floats(-1, 1), st.integers(0, 50),
+    st.floats(-1, 1), st.floats(-1, 1), st.integers(0, 50), st.none() | st.floats(0, 1),
 )  # fmt: skip
-def test_a_gain_is_claimed_only_when_the_interval_excludes_zero(metric, one, other, n):
+def test_a_gain_is_claimed_only_when_the_interval_excludes_zero_and_holm_agrees(
+    metric, one, other, n, p
+):
     low, high = sorted([one, other])
-    shown = verdict(metric, Estimate(value=(low + high) / 2, low=low, high=high, n=n))
+    shown = verdict(metric, Estimate(value=(low + high) / 2, low=low, high=high, n=n), p)
     if low <= 0 <= high or n < 6:  # fewer patients: simulated intervals do not cover
         assert shown == "no difference shown"
+    elif p is None or p >= 0.05:
+        assert shown == "not after Holm's correction"
     elif metric in ("fp_per_slice_iou25", "fid"):
         assert shown == ("gain" if high < 0 else "worse")
     elif metric == "odd":
@@ -215,16 +253,86 @@ def test_a_gain_is_claimed_only_when_the_interval_excludes_zero(metric, one, oth
         assert shown == ("gain" if low > 0 else "worse")
 
 
+def compared(setup: str, **p_of: float) -> Row:
+    """A row that differs from others in the primary metric, with these p-values."""
+    differences = [
+        Difference(to=to, metrics={ALL[0]: estimate(0.1).model_copy(update={"p": p})})
+        for to, p in p_of.items()
+    ]
+    return row(setup, differences=tuple(differences))
+
+
+def test_comparisons_are_corrected_with_those_of_the_same_baseline_alone():
+    rows = [row("a"), compared("b", a=0.03), compared("c", a=0.02, b=0.04), compared("d", a=0.3)]
+    table = Table(study="", task="", patients_from="", primary=ALL[0], rows=corrected(rows, ALL[0]))
+    after = {(one.setup, other.to): other.p_holm for one, other in table.comparisons}
+    assert after == pytest.approx(
+        {("b", "a"): 0.06, ("c", "a"): 0.06, ("c", "b"): 0.04, ("d", "a"): 0.3}
+    )
+    assert [answer.verdict for answer in answers(table)] == [
+        "not after Holm's correction", "not after Holm's correction", "gain",
+        "not after Holm's correction",
+    ]  # fmt: skip
+    html, markdown = Page(to_html(Report("", "", table))), to_markdown(Report("", "", table))
+    for text in (html.text, markdown):
+        assert "1 of 4 comparisons shows a gain" in text
+        assert text.count("not after Holm's correction") == 3
+
+
+def test_a_difference_without_a_p_value_is_claimed_of_nothing():
+    bare = row("b", differences=(Difference(to="a", metrics={ALL[0]: estimate(0.1)}),))
+    assert corrected([row("a"), bare], ALL[0])[1].differences[0].p_holm is None
+    table = one_row("a").model_copy(update={"rows": (row("a"), bare)})
+    assert answers(table)[0].verdict == "not after Holm's correction"
+
+
 def test_an_answer_names_both_set_ups_the_interval_and_what_became_worse():
     (answer,) = answers(table())
     assert answer.sentence == (
-        "+ synthetic 1:1 vs real + classic: sensitivity at IoU 0.25 +0.03 [−0.01, 0.07]: "
-        "no difference shown"
+        "+ synthetic 1:1 vs real + classic: sensitivity at IoU 0.25 +0.03 [−0.01, 0.07], "
+        "p = 0.12, Holm = 0.24: no difference shown"
     )
-    assert answer.asides == ("false positives per slice at IoU 0.25 +1.10 [0.40, 1.80]: worse",)
-    (undefined,) = answers(table(), primary="ap_iou50")
+    assert answer.asides == (
+        "false positives per slice at IoU 0.25 +1.10 [0.40, 1.80], p = 0.0040: worse",
+    )
+    (undefined,) = answers(table().model_copy(update={"primary": "ap_iou50"}))
     assert undefined.verdict == "undefined"
     assert "one seed found nothing" in undefined.sentence
+
+
+def test_the_spread_over_draws_is_told_where_the_interval_does_not_hold_it():
+    html, markdown = Page(to_html(report())).text, to_markdown(report())
+    for text in (html, markdown):
+        assert "+0.08, +0.02, −0.01" in text
+        assert "3 draws of patients, 3 trainings" in text
+        assert "nor that of which patients were trained on" in text
+
+
+def test_set_ups_that_were_refused_are_told_with_their_reason():
+    html, markdown = Page(to_html(report())).text, to_markdown(report())
+    for text in (html, markdown):
+        assert "refused + synthetic 1:1" in text
+        assert "2 of 100 slices copied" in text
+
+
+def test_the_primary_metric_is_the_first_column_even_where_a_row_lacks_it():
+    metrics = {name: estimate(0.5) for name in ALL[:3]}
+    lacking = row("a", metrics=metrics, undefined={"ap_iou50": "no truths"})
+    assert one_row("a").metrics == list(ALL)
+    other = Table(study="", task="", patients_from="", primary="ap_iou50", rows=(lacking, row("b")))
+    assert other.metrics[0] == "ap_iou50"
+
+
+def test_metrics_at_a_number_of_false_positives_are_named_in_words():
+    assert display("sensitivity_matched_iou25").label == (
+        "sensitivity at the baseline's false positives, IoU 0.25"
+    )
+    assert display("sensitivity_1fp_iou25").better == "higher"
+
+
+def test_a_small_table_with_a_cell_too_few_is_refused_by_name():
+    with pytest.raises(DataError, match=r"'costs'.*1 cells for 2 columns"):
+        SmallTable("costs", ["part", "time"], [["training"]])
 
 
 @given(st.floats(-3, 3), st.booleans())
@@ -247,7 +355,8 @@ def test_undefined_metrics_are_a_dash_and_their_reason():
 def test_every_value_has_its_interval_patients_and_seeds():
     html = Page(to_html(report()))
     assert re.search(r"0\.70\s+\[0\.65, 0\.75\]", html.text)
-    assert "3 seeds, n = 36 patients" in html.text
+    assert "3 trainings, n = 36 patients" in html.text
+    assert "3 seeds, n = 36 patients" in Page(to_html(Report("", "", one_row("a")))).text
     assert "0.70 [0.65, 0.75], n = 36" in markdown_results(table())
 
 
@@ -273,7 +382,7 @@ def test_the_page_loads_nothing(hostile_html):
     for chart in re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", hostile_html):
         drawn = base64.b64decode(chart).decode()
         assert "<script" not in drawn
-        assert not re.search(r"href=\"(?!#)|url\((?!#)", drawn)
+        assert not re.search(r"href=\"(?!#|data:image/png)|url\((?!#)", drawn)
 
 
 def test_the_page_can_be_read_without_seeing_it(hostile_html):
@@ -313,11 +422,10 @@ def test_shrunken_pictures_keep_their_boxes_in_the_coordinates_of_the_case():
 
 def test_only_detections_at_or_above_the_threshold_are_drawn():
     def scores(threshold: float) -> list[str]:
-        html = to_html(replace(report("real"), detection_threshold=threshold, table=one_row()))
+        html = to_html(
+            replace(report("real"), detection_threshold=threshold, table=one_row("real"))
+        )
         return re.findall(r'class="score"[^>]*>([\d.]+)<', html)
-
-    def one_row() -> Table:
-        return Table(study="", task="", patients_from="", rows=(row("real"),))
 
     assert scores(0.3) == ["0.90", "0.30"] * 2
     assert scores(0.31) == ["0.90"] * 2
@@ -379,6 +487,45 @@ def test_training_charts_are_one_a_player_and_one_a_validated_metric():
     assert training_charts(TrainingRun("not begun", [])) == []
 
 
+def test_the_spread_of_drawn_images_is_drawn_beside_the_real_sets():
+    rows = [{"step": i, "critic/a": 1.0} for i in range(9)]
+    rows += [
+        {"step": i, "diversity": {"pixels": 0.1 * i, "real pixels": 1.5, "features": None}}
+        for i in (4, 8)
+    ]
+    charts = training_charts(TrainingRun("gan", rows))
+    assert [chart.title for chart in charts] == ["critic", "spread of pixels"]
+    assert [name for name, _ in charts[1].legend] == ["synthetic", "real"]
+    assert "synthetic ends at 0.8; real ends at 1.5" in charts[1].alt
+
+
+def test_kinds_of_points_differ_in_mark_and_colour_and_are_counted():
+    points = np.concatenate([np.zeros((30, 2)), np.ones((10, 2))])
+    points += np.random.default_rng(0).normal(0, 0.01, points.shape)
+    chart = scatter_chart(Scatter("32 px boxes", points, ["real"] * 30 + ["synthetic"] * 10))
+    assert [name for name, _ in chart.legend] == ["real", "synthetic"]
+    looks = [look for _, look in chart.legend]
+    assert len({look.mark for look in looks}) == len({look.colour for look in looks}) == 2
+    assert "real, 30 points; synthetic, 10 points" in chart.alt
+    assert "same kind for 100%" in chart.alt
+    mixed = scatter_chart(Scatter("mixed", points, ["real", "synthetic"] * 20))
+    assert "same kind for 100%" not in mixed.alt
+
+
+def test_a_scatter_of_thousands_of_points_is_a_picture_of_bounded_size():
+    points = np.random.default_rng(0).normal(size=(6000, 2))
+    chart = scatter_chart(Scatter("many", points, ["real", "synthetic"] * 3000))
+    assert len(chart.light) < 500_000
+    assert scatter_chart(Scatter("many", points, ["real", "synthetic"] * 3000)) == chart
+
+
+def test_points_that_are_not_what_they_are_said_to_be_are_refused():
+    with pytest.raises(DataError, match="3 points, 2 categories"):
+        Scatter("", np.zeros((3, 2)), ["real", "real"])
+    with pytest.raises(DataError, match="not finite"):
+        Scatter("", np.full((1, 2), np.nan), ["real"])
+
+
 def test_pictures_of_the_wrong_kind_are_refused_by_name():
     with pytest.raises(DataError, match=r"'bad'.*float64"):
         tile(Picture(np.zeros((1, 4, 4)), np.zeros((0, 4)), "bad"), limit=64)  # type: ignore[arg-type]
@@ -389,21 +536,20 @@ def test_pictures_of_the_wrong_kind_are_refused_by_name():
 
 
 def test_a_report_of_a_table_alone_is_whole(tmp_path):
-    alone = Table(study="s", task="t", patients_from="one an image", rows=(row("real"),))
-    write_report(tmp_path, Report("Title", "Question?", alone))
+    write_report(tmp_path, Report("Title", "Question?", one_row("real")))
     assert "no gain can be claimed" in (tmp_path / "report.html").read_text()
 
 
 def test_other_tasks_bring_their_own_metrics():
     metrics = {"accuracy": estimate(0.931, 0.01), "lesion_volume_error": estimate(2.0)}
     gain = {"accuracy": estimate(0.021, 0.01), "lesion_volume_error": estimate(-1, 0.5)}
-    rows = (
-        row("a", metrics=metrics),
-        row("b", metrics=metrics, difference=Difference(to="a", metrics=gain)),
+    found = Difference(to="a", metrics=gain, p_holm=0.01)
+    rows = (row("a", metrics=metrics), row("b", metrics=metrics, differences=(found,)))
+    (answer,) = answers(
+        Table(study="", task="classify", patients_from="", primary="accuracy", rows=rows)
     )
-    (answer,) = answers(Table(study="", task="classify", patients_from="", rows=rows))
-    assert answer.sentence == "b vs a: accuracy +2.1 points [1.1, 3.1]: gain"
-    assert answer.asides == ("lesion volume error −1.00 [−1.50, −0.50]: gain",)
+    assert answer.sentence == "b vs a: accuracy +2.1 points [1.1, 3.1], Holm = 0.010: gain"
+    assert answer.asides == ("lesion volume error −1.00 [−1.50, −0.50]: better",)
 
 
 @given(st.lists(st.lists(st.text(), min_size=3, max_size=3), max_size=4))

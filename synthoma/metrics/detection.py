@@ -305,6 +305,25 @@ def sensitivity_at(
     return sensitivity[np.searchsorted(rate, wanted, side="right") - 1]
 
 
+def threshold_at(matches: Matches, wanted: float) -> float:
+    """The score to accept from so that false positives per case do not exceed `wanted`.
+
+    The lowest such score, where `sensitivity_at` reads the curve; infinite where even the surest
+    score is too much. Equal scores are accepted or refused together.
+
+    Example:
+        >>> matches = Matches(np.array([0.9, 0.6, 0.4]), np.array([0, 0, 1]),
+        ...                   np.array([0, -1, 2]), truth_case=np.array([0, 0, 1]), n_cases=2)
+        >>> threshold_at(matches, 0.4), threshold_at(matches, 0.5)
+        (0.9, 0.4)
+    """
+    surest = np.sort(matches.scores)[::-1]
+    wrong = np.sort(matches.scores[~matches.hit])
+    false_positives = len(wrong) - np.searchsorted(wrong, surest, side="left")
+    allowed = false_positives / matches.n_cases <= wanted
+    return float(surest[allowed][-1]) if allowed.any() else float("inf")
+
+
 def cpm(rate: Float[np.ndarray, " p"], sensitivity: Float[np.ndarray, " p"]) -> float:
     """Mean sensitivity at the seven `CPM_RATES`, the curve read as a step function.
 

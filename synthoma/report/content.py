@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from synthoma.errors import DataError
+from synthoma.report.claims import answers
 from synthoma.report.figures import Detected, Froc, Picture, TrainingRun
-from synthoma.report.table import Estimate, PublishedRow, Table, answers, display, number
+from synthoma.report.scatter import Scatter
+from synthoma.report.table import Estimate, PublishedRow, Table, display, number
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +25,29 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
+class SmallTable:
+    """Words and numbers beside the results: what was curated, copied, spent.
+
+    Raises:
+        DataError: A row has more or fewer cells than there are columns.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """As they are to be read; the first cell of each is its name."""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise DataError(
+                    f"table {self.title!r}: the row {list(row)} has {len(row)} cells for "
+                    f"{len(self.columns)} columns"
+                )
+
+
+@dataclass(frozen=True, eq=False)
 class Report:
     """Everything that a report shows. Only the first three have no default."""
 
@@ -29,19 +55,22 @@ class Report:
     question: str
     """One paragraph."""
     table: Table
-    primary: str | None = None
-    """The metric that the answers are about; by default the table's first."""
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
     intervals: str = (
-        "95 % intervals from resampling patients; not corrected for several comparisons."
+        "95 % intervals from resampling test patients, for these very trainings: they hold neither "
+        "the chance of training nor that of which patients were trained on, which the differences "
+        "of each training show. p: two-sided, from the same resamples; Holm: corrected for all "
+        "comparisons with the same set-up. Other metrics are not corrected."
     )
-    """How the intervals were made, one sentence or two."""
+    """How the intervals were made, in a few sentences."""
+    small_tables: Sequence[SmallTable] = ()
     froc: Sequence[Froc] = ()
     grids: Sequence[Grid] = ()
     detections: Sequence[Detected] = ()
     detection_threshold: float = 0.5
     """Detections with a lower score are not drawn."""
+    scatters: Sequence[Scatter] = ()
     training: Sequence[TrainingRun] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Nested, as JSON has it."""
@@ -56,7 +85,7 @@ class Report:
 
 def summary(report: Report) -> str:
     """How many comparisons show a gain, in one sentence."""
-    found = answers(report.table, report.primary)
+    found = answers(report.table)
     if not found:
         return "No set-up was compared with another, so no gain can be claimed."
     gains, label = sum(a.verdict == "gain" for a in found), display(found[0].metric).label

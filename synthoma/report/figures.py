@@ -9,16 +9,14 @@ The same input gives the same bytes. Nothing here trusts a name: labels are neve
 import base64
 import io
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from synthoma.errors import DataError
-from synthoma.report.table import display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 LIGHT = ("#0b62a8", "#c04a00", "#00795a", "#8a3f8f", "#8a6a00", "#1f7f99", "#b3264a", "#5a6470")
 DARK = ("#62b0f0", "#f58c4a", "#3fc79c", "#d393dc", "#e0bb4a", "#6fd0e8", "#f57f9c", "#aab4c0")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2), (9, 2, 2, 2, 2, 2))
-MARKS = "osD^vPXp"
+MARKS = "o^sDPvXp"
 #: Below this many false positives a case the axis is linear, so that 0 has a place.
 LINEAR_BELOW = 1 / 8
 #: Points a line: more cannot be seen at this size.
@@ -192,7 +190,7 @@ def froc_chart(froc: Froc, series: Mapping[str, Series]) -> Chart:
         axes.set_xscale("symlog", base=2, linthresh=LINEAR_BELOW, linscale=1)
         axes.set_xlim(0, largest * 1.08)
         axes.set_xticks(ticks, [_fraction(tick) for tick in ticks])
-        axes.xaxis.set_minor_locator(_no_ticks())
+        axes.xaxis.set_minor_locator(no_ticks())
         axes.set_ylim(0, 1)
         axes.set_xlabel(f"False positives per {froc.per}")
         axes.set_ylabel("Sensitivity")
@@ -202,67 +200,16 @@ def froc_chart(froc: Froc, series: Mapping[str, Series]) -> Chart:
         f"{curve.false_positives[-1]:.2f} false positives per {froc.per}"
         for curve in froc.curves
     )
-    return _chart(f"FROC, {froc.title}", f"FROC curves, {froc.title}: {ends}.", draw, (5.2, 3.9))
+    return chart(f"FROC, {froc.title}", f"FROC curves, {froc.title}: {ends}.", draw, (5.2, 3.9))
 
 
-def training_charts(run: TrainingRun) -> list[Chart]:
-    """Loss terms against the step, a chart a player; then a chart a metric of the validations."""
-    losses: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
-    judged: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for row in run.rows:
-        for name, value in row.items():
-            if "/" in name and _is_number(value):
-                player, term = name.split("/", 1)
-                losses[player][term].append((row["step"], value))
-        for name, value in (row.get("validation") or {}).items():
-            if _is_number(value):
-                judged[name].append((row["step"], value))
-    charts = [_training_chart(run.name, player, terms) for player, terms in losses.items()]
-    return charts + [
-        _training_chart(run.name, f"validation, {display(name).label}", {"": points})
-        for name, points in judged.items()
-    ]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
-
-
-def _training_chart(run: str, title: str, terms: Mapping[str, list[tuple[float, float]]]) -> Chart:
-    lines = [(Series(i), np.array(points, np.float64)) for i, points in enumerate(terms.values())]
-
-    def draw(axes: "Axes", colours: Sequence[str]) -> None:
-        for look, points in lines:
-            mean, low, high = _binned(points)
-            colour = colours[look.colour]
-            if len(mean) < len(points):
-                axes.fill_between(mean[:, 0], low, high, color=colour, alpha=0.13, linewidth=0)
-            dot: dict[str, Any] = {"marker": "o", "markersize": 4} if len(points) <= 12 else {}
-            axes.plot(
-                mean[:, 0], mean[:, 1], color=colour, linewidth=1.5, dashes=look.dashes, **dot
-            )
-        size = np.abs(np.concatenate([points[:, 1] for _, points in lines]))
-        usual = max(float(np.median(size)), 1e-6)
-        if len(size) > 8 and size.max() > 50 * usual:  # one spike would flatten everything
-            axes.set_yscale("symlog", linthresh=usual)
-            axes.yaxis.set_minor_locator(_no_ticks())
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-        axes.set_xlabel("Step")
-
-    legend = tuple(zip(terms, (look for look, _ in lines), strict=True)) if len(terms) > 1 else ()
-    ends = "; ".join(
-        f"{name} ends at {points[-1][1]:.3g}".strip() for name, points in terms.items()
-    )
-    alt = f"{run}, {title}, against the training step: {ends}."
-    return replace(_chart(title, alt, draw, (4.4, 2.8)), legend=legend)
-
-
-def _chart(
+def chart(
     title: str,
     alt: str,
     draw: Callable[["Axes", Sequence[str]], None],
     inches: tuple[float, float],
 ) -> Chart:
+    """A figure: `draw` is called with axes and colours, once for either paper."""
     light = _svg(draw, inches, LIGHT, paper="#ffffff", ink="#1c2126", faint="#d8dde3")
     dark = _svg(draw, inches, DARK, paper="#171b20", ink="#e6e9ec", faint="#3a424b")
     return Chart(title, light, dark, alt)
@@ -289,7 +236,7 @@ def _svg(
         "axes.labelcolor": ink, "axes.edgecolor": ink, "axes.linewidth": 0.8,
         "xtick.color": ink, "ytick.color": ink, "axes.facecolor": "none",
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-        "grid.color": faint, "grid.linewidth": 0.7, "axes.axisbelow": True,
+        "figure.dpi": 160, "grid.color": faint, "grid.linewidth": 0.7, "axes.axisbelow": True,
     }  # fmt: skip
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
@@ -304,7 +251,8 @@ def _svg(
     return f"data:image/svg+xml;base64,{base64.b64encode(content.getvalue().encode()).decode()}"
 
 
-def _no_ticks() -> Any:
+def no_ticks() -> Any:
+    """What a logarithmic axis needs so that it has no minor ticks."""
     from matplotlib.ticker import NullLocator  # noqa: PLC0415
 
     return NullLocator()
@@ -334,14 +282,6 @@ def _thinned(curve: Curve) -> Curve:
         of(curve.high),
         curve.operating_point,
     )
-
-
-def _binned(xy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means of equal runs of points, at most `POINTS` / 2, with the least and greatest of each."""
-    groups = np.array_split(xy, min(len(xy), POINTS // 2))
-    mean = np.array([group.mean(axis=0) for group in groups])
-    extremes = [(group[:, 1].min(), group[:, 1].max()) for group in groups]
-    return mean, *np.array(extremes).T
 
 
 def side_limit(shapes: Sequence[tuple[int, ...]]) -> int:

@@ -2,6 +2,7 @@
 
 import re
 
+from synthoma.report.claims import answers, each_training, p_values, why_undefined
 from synthoma.report.content import (
     Beside,
     Report,
@@ -15,11 +16,9 @@ from synthoma.report.table import (
     Estimate,
     Footnotes,
     Table,
-    answers,
     display,
     interval,
     value,
-    why_undefined,
 )
 
 
@@ -29,7 +28,7 @@ def to_markdown(report: Report) -> str:
     parts = [f"# {plain(report.title)}", plain(report.question), f"**{plain(summary(report))}**"]
     said = [
         f"- {plain(answer.sentence)}." + "".join(f" Also: {plain(a)}." for a in answer.asides)
-        for answer in answers(table, report.primary)
+        for answer in answers(table)
     ]
     parts.append("\n".join(said))
     parts.append("\n".join(f"> **Warning:** {plain(line)}\n>" for line in report.warnings))
@@ -46,6 +45,10 @@ def to_markdown(report: Report) -> str:
         header = ["Set-up", *(display(metric).heading for metric in metrics), "Source"]
         cells = [[row.setup, *map(_beside, found), row.source] for row, found in lines_said]
         parts += ["## Published", markdown_table(header, cells)]
+    for small in report.small_tables:
+        rows = [list(row) for row in small.rows]
+        parts += [f"## {plain(small.title)}", markdown_table(list(small.columns), rows)]
+        parts.append(plain(small.note))
     facts = (
         ("Data", flat(report.data, joint=": ")),
         ("Time", times(report.seconds)),
@@ -91,27 +94,29 @@ def markdown_results(table: Table) -> str:
     notes, names = Footnotes(), table.metrics
     headings = [display(name).heading for name in names]
     results = [
-        [row.setup, f"{row.n_real:,}", f"{row.n_synthetic:,}", str(row.seeds)]
+        [row.setup, f"{row.n_real:,}", f"{row.n_synthetic:,}", row.basis]
         + [_cell(row.metrics.get(m), m, notes, row.undefined.get(m, "")) for m in names]
         for row in table.rows
     ]
-    header = ["Set-up", "Real images", "Synthetic images", "Seeds"]
+    header = ["Set-up", "Real images", "Synthetic images", "Mean of"]
     parts = [markdown_table(header + headings, results)]
-    compared = [
-        [row.setup, row.difference.to, str(row.seeds)]
-        + [
-            _cell(
-                row.difference.metrics.get(m), m, notes, why_undefined(table, row, m), signed=True
-            )
-            for m in names
-        ]
-        for row in table.rows
-        if row.difference
-    ]
+    compared = []
+    for row, difference in table.comparisons:
+        cells = []
+        for m in names:
+            found = difference.metrics.get(m)
+            reason = "" if found else why_undefined(table, row, difference, m)
+            p = p_values(table, m, difference) if found else ""
+            cells.append(_cell(found, m, notes, reason, signed=True) + f"{', ' * bool(p)}{p}")
+        each = each_training(table, difference) or "–"
+        compared.append([row.setup, difference.to, row.basis, cells[0], each, *cells[1:]])
     if compared:
-        parts += ["Paired differences:"]
-        parts += [markdown_table(["Set-up", "minus", "Seeds", *headings], compared)]
+        header = ["Set-up", "minus", "Mean of", headings[0], "of each training", *headings[1:]]
+        parts += ["Paired differences:", markdown_table(header, compared)]
     parts += [f"{i}. {escape_markdown(reason)}" for i, reason in enumerate(notes.reasons, 1)]
+    if table.refused:
+        refused = [[refusal.setup, refusal.reason] for refusal in table.refused]
+        parts += ["Not run:", markdown_table(["Set-up", "Reason"], refused)]
     return "\n\n".join(parts)
 
 

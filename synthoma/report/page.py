@@ -10,9 +10,11 @@ import numpy as np
 
 from synthoma.data.store import write_json
 from synthoma.errors import DataError
+from synthoma.report.claims import answers, each_training, p_values, why_undefined
 from synthoma.report.content import (
     Grid,
     Report,
+    SmallTable,
     adherence_lines,
     flat,
     published_lines,
@@ -30,22 +32,22 @@ from synthoma.report.figures import (
     marks_of,
     side_limit,
     tile,
-    training_charts,
 )
 from synthoma.report.markdown import to_markdown
+from synthoma.report.scatter import Scatter, scatter_chart
 from synthoma.report.table import (
+    Difference,
     Estimate,
     Footnotes,
     Row,
     Table,
-    answers,
     display,
     interval,
     value,
-    why_undefined,
 )
+from synthoma.report.training import training_charts
 
-__all__ = ["Grid", "Report", "to_html", "write_report"]
+__all__ = ["Grid", "Report", "Scatter", "SmallTable", "to_html", "write_report"]
 
 
 def write_report(out: Path, report: Report) -> None:
@@ -93,12 +95,14 @@ def to_html(report: Report) -> str:
     return environment.get_template("page.html").render(
         report=report,
         table=table,
-        answers=answers(table, report.primary),
+        answers=answers(table),
         summary=summary(report),
         headings=[_Heading.of(metric) for metric in table.metrics],
         results=[_Line.of_results(table, row, notes) for row in table.rows],
         differences=_differences(table, notes),
+        several=any(len(difference.each) > 1 for _, difference in table.comparisons),
         reasons=notes.reasons,
+        refused=[(refusal.setup, refusal.reason) for refusal in table.refused],
         adherence=[
             (name, estimate, _cell("adherence", estimate, show_n=True))
             for name, estimate in adherence_lines(table)
@@ -117,6 +121,7 @@ def to_html(report: Report) -> str:
         ],
         columns=_found_by(report),
         detections=[_drawn(report, slice_, limit) for slice_ in report.detections],
+        scatters=[(scatter_chart(scatter), scatter.note) for scatter in report.scatters],
         training=[(run.name, training_charts(run)) for run in report.training],
         data=flat(report.data, joint=": "),
         seconds=times(report.seconds),
@@ -149,6 +154,9 @@ class _Cell:
     """Whether the interval excludes zero."""
     whisker: tuple[float, float, float] | None = None
     """Low, value, high on a scale where -1 and 1 are the ends of the metric's column."""
+    p: str = ""
+    each: str = ""
+    """The differences of each training, where there were several."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,8 @@ class _Line:
     row: Row
     patients: str
     cells: Sequence[_Cell]
+    to: str = ""
+    """Of a difference: the other set-up."""
 
     @classmethod
     def of_results(cls, table: Table, row: Row, notes: Footnotes) -> Self:
@@ -175,34 +185,37 @@ def _cell(metric: str, estimate: Estimate, *, show_n: bool = False) -> _Cell:
 
 
 def _differences(table: Table, notes: Footnotes) -> list[_Line]:
-    compared = [(row, row.difference) for row in table.rows if row.difference is not None]
-    largest = {
+    found = [difference.metrics for _, difference in table.comparisons]
+    scale = {
         metric: max(
-            [abs(x) for _, d in compared if metric in d.metrics
-             for x in (d.metrics[metric].low, d.metrics[metric].high, d.metrics[metric].value)],
+            (abs(x) for own in found if (e := own.get(metric)) for x in (e.low, e.high, e.value)),
             default=0.0,
         )
+        or 1.0
         for metric in table.metrics
-    }  # fmt: skip
+    }
+
+    def cell(row: Row, difference: Difference, metric: str) -> _Cell:
+        estimate = difference.metrics.get(metric)
+        if estimate is None:
+            return _Cell(reason=notes.mark(why_undefined(table, row, difference, metric)))
+        ends = (estimate.low, estimate.value, estimate.high)
+        low, middle, high = (x / scale[metric] for x in ends)
+        return _Cell(
+            value(metric, estimate, signed=True),
+            interval(metric, estimate, signed=True),
+            shown=estimate.excludes_zero,
+            whisker=(low, middle, high),
+            p=p_values(table, metric, difference),
+            each=each_training(table, difference) if metric == table.primary else "",
+        )
+
     lines = []
-    for row, difference in compared:
-        cells = []
-        for metric in table.metrics:
-            found, scale = difference.metrics.get(metric), largest[metric] or 1.0
-            if found is None:
-                cells.append(_Cell(reason=notes.mark(why_undefined(table, row, metric))))
-                continue
-            cells.append(
-                _Cell(
-                    value(metric, found, signed=True),
-                    interval(metric, found, signed=True),
-                    shown=found.excludes_zero,
-                    whisker=(found.low / scale, found.value / scale, found.high / scale),
-                )
-            )
+    for row, difference in table.comparisons:
+        cells = [cell(row, difference, metric) for metric in table.metrics]
         numbers = sorted({estimate.n for estimate in difference.metrics.values()})
         patients = "–".join(str(n) for n in numbers[:: max(1, len(numbers) - 1)])
-        lines.append(_Line(row, patients, cells))
+        lines.append(_Line(row, patients, cells, to=difference.to))
     return lines
 
 

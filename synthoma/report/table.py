@@ -1,25 +1,16 @@
-"""The result of a study as numbers: table.json, what may be claimed from it, Markdown.
+"""The result of a study as numbers: table.json, and how its numbers are written.
 
-    Table <-> table.json -> answers (one sentence a comparison) -> Markdown
+    Table <-> table.json
 
 Values are fractions, as everywhere; per cent appears only in text, where a field's habit wants it.
-A gain is claimed only when the interval of a paired difference excludes zero.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from synthoma.data.store import read_json
 from synthoma.errors import DataError
@@ -27,9 +18,7 @@ from synthoma.errors import DataError
 #: Below this many patients no interval read from resamples reaches its 95 % (docs/precision.md), so
 #: nothing is claimed.
 FEWEST_PATIENTS = 6
-
 Better = Literal["higher", "lower"]
-Verdict = Literal["gain", "worse", "difference", "no difference shown"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +51,8 @@ METRICS: dict[str, Display] = {
     "precision": Display("precision", "higher", percent=True),
     "recall": Display("recall", "higher", percent=True),
     "sensitivity": Display("sensitivity", "higher", percent=True),
+    "sensitivity_1fp": Display("sensitivity at 1 false positive a slice", "higher"),
+    "sensitivity_matched": Display("sensitivity at the baseline's false positives", "higher"),
     "specificity": Display("specificity", "higher", percent=True),
 }
 
@@ -72,6 +63,8 @@ def display(metric: str) -> Display:
     Example:
         >>> display("fp_per_slice_iou25").label
         'false positives per slice at IoU 0.25'
+        >>> display("sensitivity_1fp_iou25").label
+        'sensitivity at 1 false positive a slice, IoU 0.25'
         >>> display("lung_score"), display("margin_mm")
         (Display(label='lung score', better='higher', percent=False), Display(label='margin mm', better=None, percent=False))
     """  # noqa: E501
@@ -85,7 +78,9 @@ def display(metric: str) -> Display:
     elif known is None and name.endswith(("_error", "_loss")):
         better = "lower"
     label = known.label if known else name.replace("_", " ")
-    return Display(f"{label} at IoU {int(iou) / 100:g}" if iou else label, better)
+    if iou:
+        label += f"{',' if ' at ' in label else ' at'} IoU {int(iou) / 100:g}"
+    return Display(label, better)
 
 
 class _Frozen(BaseModel):
@@ -101,6 +96,7 @@ class Estimate(_Frozen):
     low: float
     high: float
     n: int = Field(ge=0, description="Patients (what the interval resamples).")
+    p: float | None = Field(None, ge=0, le=1, description="Of a difference: two-sided, as it is.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -118,50 +114,55 @@ class Estimate(_Frozen):
 
 
 class Difference(_Frozen):
-    """Paired differences to another set-up, this one minus that one.
-
-    In JSON the metrics stand beside "to": ``{"to": "real", "ap_iou50": {"value": ...}}``.
-    """
+    """Paired differences to another set-up, this one minus that one."""
 
     to: str
     metrics: dict[str, Estimate]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_flat(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "metrics" not in given:
-            rest = {name: value for name, value in given.items() if name != "to"}
-            return {**({"to": given["to"]} if "to" in given else {}), "metrics": rest}
-        return given
-
-    @model_serializer
-    def _flat(self) -> dict[str, Any]:
-        return {"to": self.to} | {name: e.model_dump() for name, e in self.metrics.items()}
+    p_holm: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="p of the primary metric, corrected for every comparison with `to`.",
+    )
+    each: tuple[float, ...] = Field(
+        (), description="The primary metric's difference of each training, by (draw, seed)."
+    )
 
 
 class Row(_Frozen):
     """One set-up."""
 
     setup: str = Field(min_length=1)
-    n_real: int = Field(ge=0, description="Real training images.")
-    n_synthetic: int = Field(ge=0, description="Synthetic training images.")
-    seeds: int = Field(ge=1, description="How many seeds the values average over.")
+    n_real: int = Field(ge=0, description="Real training images, the mean over draws.")
+    n_synthetic: int = Field(ge=0, description="Synthetic training images, the mean over draws.")
+    draws: int = Field(1, ge=1, description="Draws of training patients that were trained on.")
+    seeds: int = Field(ge=1, description="Trainings the values average over, of all draws.")
     metrics: dict[str, Estimate]
-    difference: Annotated[
-        Difference | None, BeforeValidator(lambda given: None if given == {} else given)
-    ] = None
+    differences: tuple[Difference, ...] = ()
     undefined: dict[str, str] = Field({}, description="Why a metric has no value.")
 
     @model_validator(mode="after")
     def _defined_or_not(self) -> Self:
         if both := self.metrics.keys() & self.undefined.keys():
             raise ValueError(f"{self.setup!r}: {sorted(both)} have a value and are undefined too")
+        compared = [difference.to for difference in self.differences]
+        if len(set(compared)) < len(compared):
+            raise ValueError(f"{self.setup!r} is compared twice with one set-up: {compared}")
         return self
 
-    @model_serializer(mode="wrap")
-    def _empty_difference(self, handler: Any) -> dict[str, Any]:
-        content: dict[str, Any] = handler(self)
-        return content | {"difference": content["difference"] or {}}
+    @property
+    def basis(self) -> str:
+        """What its values average over, in words."""
+        if self.draws == 1:
+            return f"{self.seeds} seed{'s' * (self.seeds > 1)}"
+        return f"{self.draws} draws of patients, {self.seeds} trainings"
+
+
+class Refused(_Frozen):
+    """A set-up that was not run, and why."""
+
+    setup: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
 
 
 class Adherence(_Frozen):
@@ -188,7 +189,9 @@ class Table(_Frozen):
     study: str
     task: str
     patients_from: str
+    primary: str = Field(description="The metric that claims are about.")
     rows: tuple[Row, ...] = Field(min_length=1)
+    refused: tuple[Refused, ...] = ()
     adherence: Adherence | None = None
     published: tuple[PublishedRow, ...] | None = None
 
@@ -203,20 +206,30 @@ class Table(_Frozen):
                 raise ValueError(
                     f"{row.setup!r} has no {', '.join(lost)}: give it, or why it is undefined"
                 )
-            if row.difference is not None:
-                if row.difference.to not in names or row.difference.to == row.setup:
+            for difference in row.differences:
+                if difference.to not in names or difference.to == row.setup:
                     raise ValueError(
-                        f"{row.setup!r} is compared with {row.difference.to!r}; allowed: another "
+                        f"{row.setup!r} is compared with {difference.to!r}; allowed: another "
                         f"of {names}"
                     )
-                if strange := row.difference.metrics.keys() - set(self.metrics):
+                if strange := difference.metrics.keys() - set(self.metrics):
                     raise ValueError(f"{row.setup!r} differs in {sorted(strange)}, in no row")
+        if strange := {refusal.setup for refusal in self.refused} & set(names):
+            raise ValueError(f"{sorted(strange)} have a row and were refused too")
+        if any(self.primary not in {*row.metrics, *row.undefined} for row in self.rows):
+            raise ValueError(f"the primary metric {self.primary!r} is not one of {self.metrics}")
         return self
 
     @property
     def metrics(self) -> list[str]:
-        """Every metric of any row, in the order in which they first appear."""
-        return list(dict.fromkeys(m for row in self.rows for m in [*row.metrics, *row.undefined]))
+        """Every metric of any row: the primary one, then in the order of their appearance."""
+        of_rows = dict.fromkeys(m for row in self.rows for m in [*row.metrics, *row.undefined])
+        return [m for m in of_rows if m == self.primary] + [m for m in of_rows if m != self.primary]
+
+    @property
+    def comparisons(self) -> list[tuple[Row, Difference]]:
+        """Every difference with its row, in the order of the table."""
+        return [(row, difference) for row in self.rows for difference in row.differences]
 
     def row(self, setup: str) -> Row:
         """The row of a set-up."""
@@ -270,67 +283,6 @@ def value(metric: str, estimate: Estimate, *, signed: bool = False) -> str:
     how = display(metric)
     unit = "" if not how.percent else (" points" if signed else " %")
     return number(estimate.value, percent=how.percent, signed=signed) + unit
-
-
-def verdict(metric: str, difference: Estimate) -> Verdict:
-    """What a paired difference shows."""
-    if not difference.excludes_zero:
-        return "no difference shown"
-    better = display(metric).better
-    if better is None:
-        return "difference"
-    return "gain" if (difference.low > 0) == (better == "higher") else "worse"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one comparison shows."""
-
-    setup: str
-    to: str
-    metric: str
-    verdict: Verdict | Literal["undefined"]
-    sentence: str
-    asides: tuple[str, ...]
-    """The other metrics in which the two differ."""
-
-
-def answers(table: Table, primary: str | None = None) -> list[Answer]:
-    """One sentence a comparison, about the `primary` metric (the table's first by default)."""
-    primary = primary or next(iter(table.metrics), "")
-    return [_answer(table, row, row.difference, primary) for row in table.rows if row.difference]
-
-
-def _answer(table: Table, row: Row, difference: Difference, primary: str) -> Answer:
-    def said(metric: str) -> str:
-        found = difference.metrics[metric]
-        return (
-            f"{display(metric).label} {value(metric, found, signed=True)} "
-            f"{interval(metric, found, signed=True)}: {verdict(metric, found)}"
-        )
-
-    outcome: Verdict | Literal["undefined"] = "undefined"
-    if primary in difference.metrics:
-        outcome, main = verdict(primary, difference.metrics[primary]), said(primary)
-    else:
-        main = f"{display(primary).label} undefined ({why_undefined(table, row, primary)})"
-    asides = tuple(
-        said(metric)
-        for metric, found in difference.metrics.items()
-        if metric != primary and found.excludes_zero
-    )
-    sentence = f"{row.setup} vs {difference.to}: {main}"
-    return Answer(row.setup, difference.to, primary, outcome, sentence, asides)
-
-
-def why_undefined(table: Table, row: Row, metric: str) -> str:
-    """Why a row has no value, or no difference, in a metric."""
-    if metric in row.undefined:
-        return row.undefined[metric]
-    if row.difference is None:
-        return "not compared"
-    baseline = table.row(row.difference.to)
-    return baseline.undefined.get(metric, f"not compared with {baseline.setup}")
 
 
 class Footnotes:

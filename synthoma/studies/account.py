@@ -13,7 +13,7 @@ from synthoma.metrics.intervals import coverage_warning
 from synthoma.report.figures import Curve, Detected, Froc, Picture, TrainingRun
 from synthoma.report.page import Grid, Report
 from synthoma.report.table import Adherence, PublishedRow, Table
-from synthoma.studies.detection import IOUS, THRESHOLD, Cell, adherence, find_in, make_rows
+from synthoma.studies.detection import IOUS, PRIMARY, THRESHOLD, Cell, adherence, find_in, make_rows
 
 if TYPE_CHECKING:
     from synthoma.studies.augment import Work
@@ -65,6 +65,7 @@ def account(work: "Work") -> Report:
         study="augment",
         task="detect",
         patients_from=real.about["patients_from"],
+        primary=PRIMARY,
         rows=make_rows(cells, baseline=BASELINE, seed=study.seed),
         adherence=Adherence(**obeyed) if "ordered" in obeyed else None,
         published=PUBLISHED,
@@ -74,7 +75,6 @@ def account(work: "Work") -> Report:
         title=f"Does synthetic data help? {study.dataset.name}, scale {study.scale}",
         question=QUESTION,
         table=table,
-        primary="sensitivity_iou25",
         warnings=[*warnings(work, table, len(test.patients)), *untold],
         notes=notes(work),
         froc=[

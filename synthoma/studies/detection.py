@@ -26,10 +26,13 @@ from synthoma.engine.run import Run, write_bytes
 from synthoma.engine.settings import TrainSettings
 from synthoma.metrics.detection import (
     Detections,
+    OperatingPoint,
     Truths,
     UndefinedMetricError,
+    average_precision,
     match,
     operating_point,
+    threshold_at,
 )
 from synthoma.metrics.intervals import (
     Interval,
@@ -40,6 +43,7 @@ from synthoma.metrics.intervals import (
     paired_difference,
     ratio,
 )
+from synthoma.report.claims import corrected
 from synthoma.report.table import Difference, Estimate, Row, display
 from synthoma.synthesis.curate import find_in
 from synthoma.synthesis.fit import Progress, TrainingData, fit, resume
@@ -60,7 +64,7 @@ class Cell:
 
 def run_cell(
     folder: Path,
-    setup: str,
+    told: Mapping[str, Any],
     data: TrainingData,
     settings: tuple[BaseModel, TrainSettings],
     *,
@@ -72,12 +76,15 @@ def run_cell(
 ) -> Cell | None:
     """Train a detector and test it, or read what an earlier call found.
 
+    Args:
+        told: For cell.json: which set-up and which draw of patients this is.
+
     Returns:
         None where the minutes were up before the training ended.
     """
-    test = Dataset.open(data.data).split("test")
-    if (folder / "cell.json").is_file():
-        return Cell(folder, read_json(folder / "cell.json"), read_findings(folder, test))
+    done = read_cell(folder, data.data)
+    if done is not None:
+        return done
     if folder.exists():
         outcome = resume(folder, minutes=minutes, device=device, progress=progress)
     else:
@@ -96,94 +103,184 @@ def run_cell(
     if outcome.stopped == "minutes":
         return None
     began = time.monotonic()
-    findings = find_in(folder, test)
-    write_findings(folder, findings)
+    real = Dataset.open(data.data)
+    findings = find_in(folder, real.split("test"), device=device)
+    write_findings(folder / "found.npz", findings)
     facts = read_json(folder / "run.json")
+    validation = real.split("validation")
     cell = {
-        "setup": setup,
+        **told,
         "seed": seed,
         "n_real": facts["n_real"],
         "n_synthetic": facts["n_synthetic"],
         "step": outcome.best_step or outcome.step,
         "figures": figures(findings, threshold=THRESHOLD),
+        "validation": figures(find_in(folder, validation, device=device), threshold=THRESHOLD)
+        if len(validation)
+        else {},
         "seconds": round(outcome.seconds + time.monotonic() - began, 1),
     }
     write_json(folder / "cell.json", cell)
     return Cell(folder, cell, findings)
 
 
-def write_findings(folder: Path, findings: Findings) -> None:
+def read_cell(folder: Path, data: Path) -> Cell | None:
+    """A cell that an earlier call finished."""
+    if not (folder / "cell.json").is_file():
+        return None
+    test = Dataset.open(data).split("test")
+    return Cell(folder, read_json(folder / "cell.json"), read_findings(folder / "found.npz", test))
+
+
+def write_findings(path: Path, findings: Findings) -> None:
     """Keep the detections; the truths are the dataset's."""
     buffer = io.BytesIO()
     own = findings.detections
     labels = np.zeros(len(own.case), np.int64) if own.labels is None else own.labels
     np.savez_compressed(buffer, boxes=own.boxes, scores=own.scores, case=own.case, labels=labels)
-    write_bytes(folder / "found.npz", buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
-def read_findings(folder: Path, dataset: Dataset) -> Findings:
-    """The detections that a cell keeps, beside the truths of the dataset they were found in."""
-    with np.load(folder / "found.npz", allow_pickle=False) as kept:
+def read_findings(path: Path, dataset: Dataset) -> Findings:
+    """The detections that were kept, beside the truths of the dataset they were found in."""
+    with np.load(path, allow_pickle=False) as kept:
         detections = Detections(kept["boxes"], kept["scores"], kept["case"], kept["labels"])
     return Findings(detections, truths_of(dataset), dataset.patient_ids)
 
 
-def metrics_of(runs: Sequence[Findings]) -> dict[str, PatientMetric]:
-    """The table's metrics, by name, of one set-up trained with several seeds."""
-    patients = np.array(runs[0].patients)
-    metrics: dict[str, PatientMetric] = {}
-    for name, threshold in IOUS.items():
-        matched = [match(r.detections, r.truths, iou_threshold=threshold) for r in runs]
-        points = [operating_point(m, threshold=THRESHOLD) for m in matched]
-        hits = np.stack([point.hits for point in points])
-        truths = np.stack([point.truths for point in points])
-        false = np.stack([point.false_positives for point in points])
-        metrics[f"sensitivity_{name}"] = ratio(hits, truths, patients)
-        metrics[f"fp_per_slice_{name}"] = ratio(false, np.ones_like(false), patients)
-        if name == "iou50":
-            metrics["ap_iou50"] = average_precision_of(matched, patients)
-    return dict(sorted(metrics.items(), key=lambda item: ORDER.index(item[0])))
-
-
+#: The metric that claims are about.
+PRIMARY = "ap_iou50"
 #: Columns of the table.
 ORDER = (
+    PRIMARY,
     "sensitivity_iou25",
     "fp_per_slice_iou25",
     "sensitivity_iou50",
     "fp_per_slice_iou50",
-    "ap_iou50",
+    "sensitivity_1fp_iou25",
+    "sensitivity_matched_iou25",
 )
 
 
-def make_rows(cells: Mapping[str, Sequence[Cell]], *, baseline: str, seed: int) -> tuple[Row, ...]:
-    """A row of the table for each set-up, with paired differences to the baseline."""
-    metrics = {name: metrics_of([cell.findings for cell in own]) for name, own in cells.items()}
-    rows = []
+def metrics_of(
+    runs: Sequence[Findings], *, baseline_rates: Sequence[float] | None = None
+) -> dict[str, PatientMetric]:
+    """The table's metrics, by name, of one set-up trained several times.
+
+    Args:
+        baseline_rates: False positives per slice of the baseline's run beside each run, at IoU
+            0.25 (`false_positive_rates`); without them there is no `sensitivity_matched_iou25`.
+    """
+    patients = np.array(runs[0].patients)
+    metrics: dict[str, PatientMetric] = {}
+
+    def sensitivity(points: Sequence[OperatingPoint]) -> PatientMetric:
+        hits, truths = [point.hits for point in points], [point.truths for point in points]
+        return ratio(np.stack(hits), np.stack(truths), patients)
+
+    for name, iou in IOUS.items():
+        matched = [match(r.detections, r.truths, iou_threshold=iou) for r in runs]
+        points = [operating_point(m, threshold=THRESHOLD) for m in matched]
+        false = np.stack([point.false_positives for point in points])
+        metrics[f"sensitivity_{name}"] = sensitivity(points)
+        metrics[f"fp_per_slice_{name}"] = ratio(false, np.ones_like(false), patients)
+        if name == "iou50":
+            metrics[PRIMARY] = average_precision_of(matched, patients)
+            continue
+        rates = {"1fp": [1.0] * len(runs), "matched": baseline_rates}
+        for at, wanted in rates.items():
+            if wanted is not None:
+                read = [
+                    operating_point(m, threshold=threshold_at(m, rate))
+                    for m, rate in zip(matched, wanted, strict=True)
+                ]
+                metrics[f"sensitivity_{at}_{name}"] = sensitivity(read)
+    return dict(sorted(metrics.items(), key=lambda item: ORDER.index(item[0])))
+
+
+def false_positive_rates(runs: Sequence[Findings]) -> list[float]:
+    """False positives per slice of each run at the paper's threshold and IoU 0.25."""
+    matched = [match(r.detections, r.truths, iou_threshold=IOUS["iou25"]) for r in runs]
+    return [operating_point(m, threshold=THRESHOLD).false_positives_per_case for m in matched]
+
+
+def precisions(runs: Sequence[Findings]) -> list[float]:
+    """The primary metric of each run alone; none where the test set holds no truth."""
+    if not len(runs[0].truths.case):
+        return []
+    matched = [match(r.detections, r.truths, iou_threshold=IOUS["iou50"]) for r in runs]
+    return [average_precision(m) for m in matched]
+
+
+def make_rows(
+    cells: Mapping[str, Sequence[Cell]],
+    *,
+    baseline: str,
+    seed: int,
+    also: Sequence[str] = (),
+) -> tuple[Row, ...]:
+    """A row of the table for each set-up, with paired differences.
+
+    The k-th cells of all set-ups share their draw of patients and their seed. Values average over
+    cells; the intervals resample test patients and hold neither draws nor seeds, so each difference
+    also keeps the primary metric's of `each` pair of cells.
+
+    Args:
+        baseline: The set-up that every other one is compared with, where it is in `cells`.
+        also: Further ones that those listed below them are compared with.
+
+    Raises:
+        AssertionError: The cells of two set-ups are not of the same draws and seeds.
+    """
+    pairs = {name: [(c.facts.get("draw", 0), c.facts["seed"]) for c in own]
+             for name, own in cells.items()}  # fmt: skip
+    wanted = next(iter(pairs.values()))
+    for name, own in pairs.items():
+        if own != wanted:
+            raise AssertionError(f"{name!r} has (draw, seed) {own}, not {wanted}")
+
+    runs = {name: [cell.findings for cell in own] for name, own in cells.items()}
+    rates = false_positive_rates(runs[baseline]) if baseline in runs else None
+    metrics = {name: metrics_of(own, baseline_rates=rates) for name, own in runs.items()}
+    each = {name: precisions(own) for name, own in runs.items()}
+
+    def difference(setup: str, to: str) -> Difference:
+        found, _ = estimates(
+            {
+                name: partial(paired_difference, own, metrics[to][name], seed=seed)
+                for name, own in metrics[setup].items()
+            }
+        )
+        apart = tuple(a - b for a, b in zip(each[setup], each[to], strict=True))
+        return Difference(to=to, metrics=found, each=apart)
+
+    rows, above = [], set[str]()
     for setup, trained in cells.items():
         values, undefined = estimates(
             {name: partial(interval, own, seed=seed) for name, own in metrics[setup].items()}
         )
-        difference = None
-        if setup != baseline and baseline in metrics:
-            differences, _ = estimates(
-                {
-                    name: partial(paired_difference, own, metrics[baseline][name], seed=seed)
-                    for name, own in metrics[setup].items()
-                }
-            )
-            difference = Difference(to=baseline, metrics=differences)
+        compared = [baseline] if baseline in cells and setup != baseline else []
+        compared += [other for other in also if other in above and other != baseline]
         rows.append(
             Row(
                 setup=setup,
-                n_real=trained[0].facts["n_real"],
-                n_synthetic=trained[0].facts["n_synthetic"],
+                n_real=_mean_over_draws(trained, "n_real"),
+                n_synthetic=_mean_over_draws(trained, "n_synthetic"),
+                draws=len({draw for draw, _ in wanted}),
                 seeds=len(trained),
                 metrics=values,
-                difference=difference,
+                differences=tuple(difference(setup, to) for to in compared),
                 undefined=undefined,
             )
         )
-    return tuple(rows)
+        above.add(setup)
+    return corrected(rows, PRIMARY)
+
+
+def _mean_over_draws(cells: Sequence[Cell], name: str) -> int:
+    """A count of images, which may differ by draw."""
+    of_draw = {cell.facts.get("draw", 0): cell.facts[name] for cell in cells}
+    return round(sum(of_draw.values()) / len(of_draw))
 
 
 def estimates(
@@ -201,7 +298,7 @@ def estimates(
 
 def estimate(found: Interval) -> Estimate:
     """An interval as reports keep it."""
-    return Estimate(value=found.value, low=found.low, high=found.high, n=found.n)
+    return Estimate(value=found.value, low=found.low, high=found.high, n=found.n, p=found.p)
 
 
 def adherence(
