@@ -64,5 +64,7 @@ def test_what_cannot_be_laid_out_is_refused_by_number():
         embed(np.zeros((3, 2)), seed=0)
     with pytest.raises(DataError, match="2 features are not finite"):
         embed(np.array([[np.nan, np.inf]] + [[0.0, 1.0]] * 5), seed=0)
+    with pytest.raises(DataError, match="all 5 points are the same"):
+        embed(np.zeros((5, 2)), seed=0)
     with pytest.raises(SettingsError, match="perplexity"):
-        embed(np.zeros((5, 2)), seed=0, perplexity=0.0)
+        embed(np.eye(5), seed=0, perplexity=0.0)

@@ -51,7 +51,7 @@ def embed(
         iterations: In all; the first quarter (at most 250) exaggerates neighbourhoods.
 
     Raises:
-        DataError: Fewer than 4 points, or values that are not finite.
+        DataError: Fewer than 4 points, all points the same, or values that are not finite.
         SettingsError: A perplexity or a number of iterations below 1.
     """
     n, d = features.shape
@@ -59,6 +59,8 @@ def embed(
         raise DataError(f"{n} points; t-SNE needs at least 4")
     if not np.isfinite(features).all():
         raise DataError(f"{(~np.isfinite(features)).sum()} features are not finite numbers")
+    if (features == features[0]).all():
+        raise DataError(f"all {n} points are the same; there is nothing to lay out")
     if perplexity < 1 or iterations < 1:
         raise SettingsError(f"perplexity {perplexity}, iterations {iterations}; allowed: 1 or more")
     from openTSNE import TSNE  # noqa: PLC0415

@@ -10,7 +10,7 @@ set-up (Holm 1979), is below 0.05. The other metrics' differences are told, and 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from synthoma.metrics.intervals import holm
 from synthoma.report.table import Difference, Estimate, Row, Table, display, interval, number, value
@@ -68,28 +68,22 @@ def verdict(metric: str, difference: Estimate, p_holm: float | None) -> Verdict:
     return "gain" if (difference.low > 0) == (better == "higher") else "worse"
 
 
-def p_text(p: float, name: str = "p") -> str:
+def p_text(p: float) -> str:
     """A p-value for people.
 
     Example:
-        >>> p_text(0.0421), p_text(0.0009995), p_text(0.3, "after Holm")
-        ('p = 0.042', 'p = 0.0010', 'after Holm = 0.30')
+        >>> p_text(0.314), p_text(0.0421), p_text(0.0009995)
+        ('0.31', '0.042', '0.001')
     """
-    return (
-        f"{name} = {p:.2f}"
-        if p >= 0.1
-        else f"{name} = {p:.3f}"
-        if p >= 0.01
-        else f"{name} = {p:.4f}"
-    )
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}"
 
 
 def p_values(table: Table, metric: str, difference: Difference) -> str:
     """The p-value of a difference, and after Holm where it is the primary metric's; or ""."""
     p = difference.metrics[metric].p
-    said = [] if p is None else [p_text(p)]
+    said = [] if p is None else [f"p = {p_text(p)}"]
     if metric == table.primary and difference.p_holm is not None:
-        said.append(p_text(difference.p_holm, "Holm"))
+        said.append(f"after Holm {p_text(difference.p_holm)}")
     return ", ".join(said)
 
 
@@ -114,7 +108,7 @@ class Answer:
     verdict: Verdict | Literal["undefined"]
     sentence: str
     asides: tuple[str, ...]
-    """The other metrics in which the two differ; not corrected, so nothing is claimed of them."""
+    """Other metrics whose intervals exclude zero, by direction; not corrected, so not claimed."""
 
 
 def answers(table: Table) -> list[Answer]:
@@ -123,27 +117,22 @@ def answers(table: Table) -> list[Answer]:
 
 
 def _answer(table: Table, row: Row, difference: Difference) -> Answer:
-    primary = table.primary
-
-    def said(metric: str) -> str:
-        found, p = difference.metrics[metric], p_values(table, metric, difference)
-        return (
-            f"{display(metric).label} {value(metric, found, signed=True)} "
-            f"{interval(metric, found, signed=True)}{', ' * bool(p)}{p}"
+    primary, outcome = table.primary, cast(Verdict | Literal["undefined"], "undefined")
+    if found := difference.metrics.get(primary):
+        outcome = verdict(primary, found, difference.p_holm)
+        p = p_values(table, primary, difference)
+        main = (
+            f"{display(primary).label} {value(primary, found, signed=True)} "
+            f"{interval(primary, found, signed=True)}{', ' * bool(p)}{p}: {outcome}"
         )
-
-    outcome: Verdict | Literal["undefined"] = "undefined"
-    if primary in difference.metrics:
-        outcome = verdict(primary, difference.metrics[primary], difference.p_holm)
-        main = f"{said(primary)}: {outcome}"
     else:
         reason = why_undefined(table, row, difference, primary)
         main = f"{display(primary).label} undefined ({reason})"
-    asides = tuple(
-        f"{said(metric)}: {direction(metric, found)}"
-        for metric, found in difference.metrics.items()
-        if metric != primary and found.excludes_zero
-    )
+    ways: dict[str, list[str]] = defaultdict(list)
+    for metric, other in difference.metrics.items():
+        if metric != primary and other.excludes_zero:
+            ways[direction(metric, other)].append(display(metric).label)
+    asides = tuple(f"{way} in {'; '.join(metrics)}" for way, metrics in ways.items())
     sentence = f"{row.setup} vs {difference.to}: {main}"
     return Answer(row.setup, difference.to, primary, outcome, sentence, asides)
 

@@ -26,10 +26,10 @@ def to_markdown(report: Report) -> str:
     """What the page says in words and numbers; its pictures are in report.html."""
     table, plain = report.table, escape_markdown
     parts = [f"# {plain(report.title)}", plain(report.question), f"**{plain(summary(report))}**"]
-    said = [
-        f"- {plain(answer.sentence)}." + "".join(f" Also: {plain(a)}." for a in answer.asides)
-        for answer in answers(table)
-    ]
+    said = []
+    for answer in answers(table):
+        asides = f" Also, not corrected: {'; '.join(answer.asides)}." if answer.asides else ""
+        said.append(f"- {plain(f'{answer.sentence}.{asides}')}")
     parts.append("\n".join(said))
     parts.append("\n".join(f"> **Warning:** {plain(line)}\n>" for line in report.warnings))
     parts.append("\n".join(f"- {plain(line)}" for line in report.notes))
