@@ -30,6 +30,7 @@ SMALL = {
     "pggan": GROWING,
     "cpggan": GROWING,
     "hybrid": GROWING | FEATURES | {"projected_from": 101},
+    "paint": {"side_px": 16, "patch_px": 16, "width": 8, "widest": 32, "batch_size": 8},
 }
 
 

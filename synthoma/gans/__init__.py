@@ -9,4 +9,5 @@ GANS: dict[str, str] = {
     "pggan": "synthoma.gans.pggan",
     "cpggan": "synthoma.gans.cpggan",
     "hybrid": "synthoma.gans.hybrid",
+    "paint": "synthoma.gans.paint",
 }
