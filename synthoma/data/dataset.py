@@ -383,13 +383,18 @@ def resplit(dataset: Dataset, out: Path, splits: Splits) -> Dataset:
     """
     check_splits(splits, dataset.index.patient_names)
     with new_folder(out) as folder:
-        (folder / "shards").mkdir()
-        for path in (*(dataset.folder / "shards").glob("*.npy"), dataset.folder / "cases.jsonl"):
-            target = folder / path.relative_to(dataset.folder)
-            try:
-                target.hardlink_to(path)
-            except OSError:  # another disk
-                shutil.copy2(path, target)
+        share(dataset.folder, folder, "shards/*.npy", "cases.jsonl")
         write_json(folder / "dataset.json", dataset.about)
         write_json(folder / "splits.json", splits)
     return Dataset.open(out)
+
+
+def share(source: Path, target: Path, *patterns: str) -> None:
+    """Hard links in `target` to the files of `source` that match; copies on another disk."""
+    for path in (path for pattern in patterns for path in source.glob(pattern)):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        try:
+            place.hardlink_to(path)
+        except OSError:
+            shutil.copy2(path, place)
