@@ -79,7 +79,9 @@ def renamed(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict
     return found
 
 
-def prepared(image: Float[Tensor, "n c y x"], side_px: int | None) -> Float[Tensor, "n 3 y x"]:
+def prepared(
+    image: Float[Tensor, "n c y x"], side_px: int | None
+) -> Float[Tensor, "n 3 side side"]:
     """Grey to RGB, [-1, 1] to the network's own range, at another side where one is given."""
     if image.shape[1] not in (1, 3):
         raise ValueError(f"features of {image.shape[1]} channels; allowed: 1 or 3")
