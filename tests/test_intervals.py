@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from synthoma.errors import DataError
@@ -13,10 +15,12 @@ from synthoma.metrics.intervals import (
     average_precision_of,
     coverage_warning,
     expanded_tail,
+    holm,
     interval,
     paired_difference,
     ratio,
     resampled,
+    two_sided,
 )
 
 
@@ -140,6 +144,65 @@ def test_setups_on_different_patients_are_refused():
     first, second = ratio(*counts(0), EVERYONE), ratio(*counts(0), EVERYONE + 1)
     with pytest.raises(DataError, match="one test set"):
         paired_difference(first, second, seed=0)
+
+
+# ---- p-values, and several of them
+
+
+def test_a_p_value_counts_resamples_on_the_other_side_of_zero_twice_and_is_never_nothing():
+    drawn = np.concatenate([np.full(1990, 0.1), np.full(9, -0.1), [0.0]])
+    assert two_sided(drawn) == 2 * 11 / 2001  # zero is on both sides
+    assert two_sided(-drawn) == two_sided(drawn)
+    assert two_sided(np.full(2000, 0.1)) == 2 / 2001
+    assert two_sided(np.array([np.nan, 0.1, np.nan])) == 1.0  # 2 of 2
+
+
+def test_a_difference_has_a_p_value_and_a_metric_alone_has_none():
+    first, second = ratio(*counts(0), EVERYONE), ratio(*counts(1), EVERYONE)
+    assert interval(first, seed=0).p is None
+    got = paired_difference(first, second, seed=0)
+    weights = resampled(12, 2000, 0)
+    assert got.p == two_sided(first.of(weights) - second.of(weights))
+    assert paired_difference(first, first, seed=0).p == 1.0
+
+
+def test_p_values_are_small_about_as_often_as_they_say_where_nothing_differs():
+    """Two set-ups of equal skill on 36 patients, 300 studies: p < 0.05 in some 5 of 100."""
+    rng = np.random.default_rng(0)
+    small = []
+    for trial in range(300):
+        truths = 1 + rng.poisson(4, 36)
+        skill = rng.beta(4, 2, 36)
+        both = (ratio(rng.binomial(truths, skill), truths, np.arange(36)) for _ in range(2))
+        small.append(paired_difference(*both, seed=trial, resamples=500).p < 0.05)
+    assert 0.02 <= np.mean(small) <= 0.10
+
+
+def test_holm_multiplies_the_smallest_by_all_the_next_by_one_less_and_never_goes_back():
+    # By hand: 0.005 * 5, 0.011 * 4 = 0.044, 0.02 * 3 = 0.06, 0.04 * 2 = 0.08, 0.13 * 1.
+    assert holm([0.04, 0.005, 0.13, 0.011, 0.02]) == pytest.approx([0.08, 0.025, 0.13, 0.044, 0.06])
+    # 0.02 * 3 = 0.06 is more than 0.025 * 2 = 0.05, which therefore becomes 0.06 too.
+    assert holm([0.025, 0.02, 0.9]) == pytest.approx([0.06, 0.06, 0.9])
+    assert holm([0.7, 0.6]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms())
+def test_holm_keeps_order_and_lies_between_p_and_bonferroni(p, chance):
+    after = holm(p)
+    for given_p, corrected in zip(p, after, strict=True):
+        assert given_p <= corrected <= min(1.0, len(p) * given_p)
+    ranked = [corrected for _, corrected in sorted(zip(p, after, strict=True))]
+    assert ranked == sorted(ranked)
+    order = chance.sample(range(len(p)), len(p))
+    assert holm([p[i] for i in order]) == [after[i] for i in order]
+
+
+@pytest.mark.parametrize("p", [[-0.1], [1.1], [0.5, float("nan")]])
+def test_what_is_no_p_value_is_refused(p):
+    with pytest.raises(DataError, match="from 0 to 1"):
+        holm(p)
 
 
 # ---- what cannot be said

@@ -10,7 +10,7 @@ set-up (Holm 1979), is below 0.05. The other metrics' differences are told, and 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from synthoma.metrics.intervals import holm
 from synthoma.report.table import Difference, Estimate, Row, Table, display, interval, number, value
@@ -117,7 +117,8 @@ def answers(table: Table) -> list[Answer]:
 
 
 def _answer(table: Table, row: Row, difference: Difference) -> Answer:
-    primary, outcome = table.primary, cast(Verdict | Literal["undefined"], "undefined")
+    primary = table.primary
+    outcome: Verdict | Literal["undefined"] = "undefined"
     if found := difference.metrics.get(primary):
         outcome = verdict(primary, found, difference.p_holm)
         p = p_values(table, primary, difference)

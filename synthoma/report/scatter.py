@@ -49,7 +49,7 @@ def scatter_chart(scatter: Scatter) -> Chart:
     names = list(dict.fromkeys(scatter.category))
     kind = np.array([names.index(name) for name in scatter.category])
     looks = [Series(i) for i in range(len(names))]
-    size = float(np.clip(4000 / len(points), 5, 36))  # points squared; all of them fill the plane
+    size = float(np.clip(12_000 / len(points), 8, 40))  # points squared; all of them fill the plane
 
     def draw(axes: "Axes", colours: Sequence[str]) -> None:
         own = [np.array_split(np.flatnonzero(kind == i), TURNS) for i in range(len(names))]
