@@ -35,6 +35,19 @@ AWAY = [30.0, 30, 40, 40]
 OWN = [2.0, 30, 8, 36]
 
 
+#: A detector of seconds, which finds nothing.
+TINY = {
+    "system": {
+        "side_px": 32,
+        "test_side_px": 32,
+        "batch_size": 2,
+        "width": 0.0625,
+        "blocks": [0, 0, 0, 0, 0],
+    },
+    "train": {"steps": 2, "precision": "float32"},
+}
+
+
 def everyone(patients):
     return {"train": patients, "validation": [], "test": []}
 
@@ -257,14 +270,14 @@ def test_a_trained_detector_judges(tmp_path):
         tmp_path / "run",
         TrainingData(data=brains.folder),
         preset="smoke",
-        overrides={"train": {"steps": 2, "precision": "float32"}},
+        overrides=TINY,
         device="cpu",
     )
     ordered = write(tmp_path / "s", [([BOX], None)] * 3)
     made = judge(tmp_path / "run", ordered, device="cpu")
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert made.saw == tuple(facts["trained_on"])
-    assert {row.rule for row in made.rows} == {f"detector {facts['id']}, IoU 0.25"}
+    assert {row.rule for row in made.rows} == {f"detector {facts['id']} at IoU 0.25"}
     assert made == judge(tmp_path / "run", ordered, device="cpu")
     real = judge(tmp_path / "run", brains.split("validation"), device="cpu")
     assert len(real.rows) == len(brains.split("validation"))

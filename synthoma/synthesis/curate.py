@@ -22,9 +22,10 @@ from jaxtyping import Float
 from synthoma.data.boxes import iou
 from synthoma.data.case import Origin, Synthetic
 from synthoma.data.dataset import Dataset
-from synthoma.data.store import read_json, refuse_existing
+from synthoma.data.store import refuse_existing
 from synthoma.data.subset import subset
 from synthoma.engine.evaluate import Findings, find_all
+from synthoma.engine.run import Run
 from synthoma.engine.system import Detector
 from synthoma.errors import DataError, LeakError, SettingsError
 from synthoma.synthesis.fit import load_trained, pick_device
@@ -93,7 +94,7 @@ def find_in(
         detector,
         dataset,
         side_px=facts["system"]["test_side_px"],
-        precision=read_json(run / "run.json")["train"]["precision"],
+        precision=Run.open(run).facts["train"]["precision"],
         progress=progress,
     )
 
@@ -115,14 +116,14 @@ def judge(
     Raises:
         LeakError: The detector was trained on patients of these real images.
     """
-    facts = read_json(detector_run / "run.json")
+    facts = Run.open(detector_run).facts
     if known := sorted(set(dataset.real_patients) & set(facts["trained_on"])):
         raise LeakError(
             f"{detector_run}: was trained on {len(known)} patients of these images, for example "
             f"{known[0]}; have it judge images that it has not seen"
         )
     findings = find_in(detector_run, dataset, device=device, progress=progress)
-    rule = f"detector {facts['id']}, IoU {iou_threshold:g}"
+    rule = f"detector {facts['id']} at IoU {iou_threshold:g}"
     saw = tuple(facts["trained_on"])
     return decide(findings, dataset, rule=rule, saw=saw, iou_threshold=iou_threshold)
 

@@ -1,0 +1,160 @@
+"""The verbs on synthetic sets: cut and paste, curate, look for copies of patients."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synthoma.console import progress, say
+from synthoma.errors import DataError, SettingsError
+from synthoma.options import Config, Device, Out, Seed, Set, read_settings
+
+#: Copies that are named before the rest is counted.
+NAMED = 5
+
+
+def paste(
+    dataset: Annotated[Path, typer.Argument(help="A prepared dataset folder with boxes.")],
+    out: Out,
+    n: Annotated[int, typer.Option(min=1, help="Images to make.")] = 64,
+    onto: Annotated[
+        Path | None,
+        typer.Option(help="Paste into the training split of this folder, such as normal slices."),
+    ] = None,
+    seed: Seed = 0,
+    config: Config = None,
+    replaced: Set = None,
+) -> None:
+    """Cut lesions out of training slices and paste them into others: the rival of every GAN.
+
+    Example: synthoma paste brains --n 2000 --out pasted
+    """
+    from synthoma.data.dataset import Dataset
+    from synthoma.settings import replaced as replaced_settings
+    from synthoma.synthesis.paste import PASTE
+    from synthoma.synthesis.paste import paste as paste_lesions
+
+    settings = read_settings(config, replaced)
+    if wrong := set(settings) - {"paste"}:
+        raise SettingsError(f"no settings {sorted(wrong)}; allowed: paste.FIELD")
+    own = replaced_settings(PASTE, settings.get("paste", {}), "paste")
+    with progress("paste") as tell:
+        made = paste_lesions(
+            Dataset.open(dataset).split("train"),
+            out,
+            n=n,
+            seed=seed,
+            onto=Dataset.open(onto).split("train") if onto is not None else None,
+            settings=own,
+            progress=lambda done, of: tell(done, of, ""),
+        )
+    say(f"{len(made)} images with pasted lesions in {out}")
+
+
+def curate(
+    dataset: Annotated[Path, typer.Argument(help="A synthetic dataset folder.")],
+    out: Out,
+    detector: Annotated[
+        Path | None, typer.Option(help="Run folder of a detector, trained on real images.")
+    ] = None,
+    decisions: Annotated[
+        Path | None, typer.Option(help="CSV with columns case_id and keep (yes or no).")
+    ] = None,
+    write_decisions: Annotated[
+        Path | None,
+        typer.Option(help="Keep the detector's decisions here, for a person to change."),
+    ] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option(
+            help="Refuse the set unless the detector finds half as many lesions in it as "
+            "in the validation split of this real folder."
+        ),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Keep the synthetic images whose lesion is clear, to a detector or to a person.
+
+    Example: synthoma curate synthetic --detector runs/detector --out curated
+    """
+    from synthoma.data.dataset import Dataset
+    from synthoma.synthesis import curate as curation
+
+    if (detector is None) == (decisions is None):
+        raise SettingsError("give either --detector RUN or --decisions FILE.csv")
+    if detector is None and (write_decisions is not None or real is not None):
+        raise SettingsError("--write-decisions and --real go with --detector")
+    drawn = Dataset.open(dataset)
+    if decisions is not None:
+        made = curation.read_decisions(decisions)
+    elif detector is not None:
+        with progress("curate") as tell:
+            made = curation.judge(
+                detector, drawn, device=device, progress=lambda done, of: tell(done, of, "")
+            )
+        if write_decisions is not None:
+            curation.write_decisions(made, write_decisions)
+        if real is not None:
+            known = curation.judge(detector, Dataset.open(real).split("validation"), device=device)
+            verdict = curation.gate(made, known)
+            if not verdict.admitted:
+                raise DataError(f"{dataset}: {verdict.reason}")
+            say(verdict.reason)
+    kept = curation.curate(drawn, made, out)
+    say(f"{len(kept)} of {len(drawn)} images kept in {out}")
+
+
+def privacy(
+    real: Annotated[Path, typer.Argument(help="The real dataset folder.")],
+    synthetic: Annotated[Path, typer.Argument(help="A synthetic dataset folder.")],
+    region: Annotated[
+        str,
+        typer.Option(
+            help="image or boxes; by default boxes where lesions were painted into real images."
+        ),
+    ] = "",
+) -> None:
+    """Look for synthetic images that are training images in disguise; exit code 3 where there are.
+
+    Compared with the images of those patients whom the generators saw; the other patients of the
+    real folder tell how alike honest images are.
+    """
+    from synthoma.data.case import Synthetic
+    from synthoma.data.dataset import Dataset
+    from synthoma.synthesis.privacy import Region, check_folder
+
+    patients, drawn = Dataset.open(real), Dataset.open(synthetic)
+    if region not in ("", "image", "boxes"):
+        raise SettingsError(f"--region {region}; allowed: image, boxes")
+    origin = drawn[0].origin
+    painted = isinstance(origin, Synthetic) and "painted" in origin.conditions
+    where: Region = "boxes" if region == "boxes" or (painted and not region) else "image"
+    saw = {name for names in drawn.generators_saw.values() for name in names}
+    seen = patients.of_patients(saw)
+    if not len(seen):
+        raise DataError(f"{real}: no generator of {synthetic} saw any of its patients")
+    others = patients.of_patients(set(patients.patients) - saw)
+    with progress("privacy") as tell:
+        found = check_folder(
+            drawn,
+            seen,
+            others if len(others) else None,
+            where,
+            progress=lambda done, of: tell(done, of, ""),
+        )
+    say(
+        f"{len(drawn)} images ({where}) compared with {found['compared_with']} of "
+        f"{found['of_patients']} patients"
+    )
+    if quantiles := found["synthetic"].get("quantiles"):
+        said = ", ".join(f"{distance:g} ({float(q):.0%})" for q, distance in quantiles.items())
+        say(f"quantiles of the distance: {said}; a copy is below {found['threshold']:g}")
+    if found["copies"]:
+        named = "; ".join(
+            f"{case} of {of} ({distance:g})" for case, of, distance in found["copies"][:NAMED]
+        )
+        raise DataError(
+            f"{synthetic}: {len(found['copies'])} of {len(drawn)} images are copies of training "
+            f"images, for example {named}"
+        )
+    say("no copies found")
