@@ -15,6 +15,7 @@ import typer
 
 from synthoma import __version__
 from synthoma.cli_data import data_app
+from synthoma.cli_sets import curate, paste, privacy
 from synthoma.console import progress, say, training
 from synthoma.errors import SettingsError, SynthomaError
 from synthoma.options import (
@@ -336,6 +337,10 @@ def doctor() -> None:
 
     for line in examine():
         say(line)
+
+
+for verb in (paste, curate, privacy):
+    app.command()(verb)
 
 
 if __name__ == "__main__":
