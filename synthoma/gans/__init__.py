@@ -8,6 +8,7 @@ contract tests.
 GANS: dict[str, str] = {
     "pggan": "synthoma.gans.pggan",
     "cpggan": "synthoma.gans.cpggan",
+    "pix2pix": "synthoma.gans.pix2pix",
     "hybrid": "synthoma.gans.hybrid",
     "paint": "synthoma.gans.paint",
 }
