@@ -38,11 +38,11 @@ def test_the_same_seed_gives_the_same_plane():
     assert np.array_equal(first, again)
 
 
-def test_iterations_do_something():
-    points, _ = clumps()
-    assert not np.allclose(
-        embed(points, seed=0, iterations=20), embed(points, seed=0, iterations=60)
-    )
+@pytest.mark.parametrize(("few", "more"), [(20, 60), (1000, 1040)])  # exaggerated, and after it
+def test_every_iteration_counts(few, more):
+    points, _ = clumps(n=5)
+    first, second = (embed(points, seed=0, iterations=count) for count in (few, more))
+    assert not np.allclose(first, second)
 
 
 @pytest.mark.parametrize("n", [4, 5, 20])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: Turns in which the kinds are drawn.
-TURNS = 24
+TURNS = 12
 
 
 @dataclass(frozen=True, eq=False)
