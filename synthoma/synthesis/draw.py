@@ -8,6 +8,7 @@ number of workers changes no byte.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,17 @@ from synthoma.engine.run import Run
 from synthoma.engine.system import GAN
 from synthoma.engine.train import generator_for, threads
 from synthoma.errors import SettingsError
-from synthoma.synthesis.fit import load_trained
-from synthoma.synthesis.orders import CONDITIONS, Order, Orders, Wanted, choose_orders, stored
+from synthoma.synthesis.fit import TrainingData, load_trained, select
+from synthoma.synthesis.orders import (
+    CONDITIONS,
+    Order,
+    Orders,
+    Wanted,
+    check_data,
+    choose_orders,
+    stored,
+)
+from synthoma.synthesis.privacy import BLOCK, Gallery
 
 #: Images drawn at once; recorded in dataset.json, because another size may change last bits.
 CHUNK = 16
@@ -55,6 +65,9 @@ def draw(
 ) -> Dataset:
     """Draw `n` images from each run into the dataset folder `out`.
 
+    Copies of the images that the runs were trained on are left out and counted in dataset.json
+    (see `privacy.py`): the folder then holds fewer than `n` images of a run.
+
     Args:
         given: Cases whose boxes are ordered exactly as they are; by default the boxes of the
             training cases, moved by `conditions`. Looks are those of the lesions in these boxes.
@@ -66,7 +79,8 @@ def draw(
             background, or of the painted lesion where the background has no lesion.
 
     Raises:
-        SettingsError: A run is not of a GAN, or it does not take what is asked for.
+        SettingsError: A run is not of a GAN, it does not take what is asked for, or some runs
+            paint into images and others do not.
         DataError: A run is not finished, or its dataset is gone.
         LeakError: `onto` shows a patient of a run's validation or test split.
     """
@@ -81,6 +95,7 @@ def draw(
         choose_orders(folder, system, facts, wanted)
         for folder, (system, facts) in zip(runs, loaded, strict=True)
     ]
+    gallery = gallery_of(runs, [system for system, _ in loaded])
     total, done = n * len(loaded), 0
     with DatasetWriter(
         out,
@@ -100,13 +115,20 @@ def draw(
             )
             for (system, facts), (orders, patients) in zip(loaded, chosen, strict=True)
         ]
-        for together in zip(*streams, strict=True):  # so that any head of the set has every run
-            for drawn in together:
+        # in turns, so that any head of the set has every run
+        in_turns = (drawn for together in zip(*streams, strict=True) for drawn in together)
+        while batch := list(islice(in_turns, BLOCK)):
+            copies = gallery.copies([drawn.case for drawn in batch])
+            for drawn, copy in zip(batch, copies, strict=True):
                 for background in drawn.passed_over:
                     writer.drop("a background without a place for a lesion", background)
-                writer.add(drawn.case)
+                if copy is None:
+                    writer.add(drawn.case)
+                else:
+                    writer.drop("a copy of a training image", drawn.case.case_id)
                 done += 1
                 progress(done, total)
+        writer.about["copy_check"] = gallery.facts()
     return Dataset.open(out)
 
 
@@ -123,6 +145,29 @@ def load_gan(folder: Path, device: str) -> tuple[GAN, dict[str, Any]]:
         )
     label = Run.open(folder).facts["data"]["where"].get("label")
     return system, facts | {"label": label}
+
+
+def gallery_of(runs: Sequence[Path], systems: Sequence[GAN]) -> Gallery:
+    """Every real image that the runs saw, and how near the first run's validation images come.
+
+    Where lesions are painted into images, only what is in boxes is compared: the rest is real.
+    """
+    painting = {"background" in system.conditions for system in systems}
+    if len(painting) != 1:
+        raise SettingsError(
+            "some runs paint into real images and others draw whole ones; draw them one by one"
+        )
+    parts, held_out = {}, None
+    for folder in runs:
+        data = TrainingData.model_validate(Run.open(folder).facts["data"])
+        check_data(folder, data)
+        further = [*data.also, *([data.source] if data.source is not None else [])]
+        for part in (select(data), *(Dataset.open(path).split("train") for path in further)):
+            parts[str(part.folder), part.rows.tobytes()] = part
+        if held_out is None and data.split == "train":
+            held_out = Dataset.open(data.data).split("validation")
+    training, *also = parts.values()
+    return Gallery.of(training, held_out, also=also, region="boxes" if painting.pop() else "image")
 
 
 def all_to_train(patients: list[str]) -> Splits:
