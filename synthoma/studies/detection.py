@@ -232,7 +232,7 @@ def make_rows(
     Raises:
         AssertionError: The cells of two set-ups are not of the same draws and seeds.
     """
-    pairs = {name: [(c.facts.get("draw", 0), c.facts["seed"]) for c in own]
+    pairs = {name: [(c.facts["draw"], c.facts["seed"]) for c in own]
              for name, own in cells.items()}  # fmt: skip
     wanted = next(iter(pairs.values()))
     for name, own in pairs.items():
@@ -279,7 +279,7 @@ def make_rows(
 
 def _mean_over_draws(cells: Sequence[Cell], name: str) -> int:
     """A count of images, which may differ by draw."""
-    of_draw = {cell.facts.get("draw", 0): cell.facts[name] for cell in cells}
+    of_draw = {cell.facts["draw"]: cell.facts[name] for cell in cells}
     return round(sum(of_draw.values()) / len(of_draw))
 
 
