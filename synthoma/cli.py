@@ -246,8 +246,15 @@ def augment(
     task: Annotated[str, typer.Option(help="detect.")] = "detect",
     scale: Annotated[str, typer.Option(help="paper, small or smoke.")] = "paper",
     also: Annotated[
-        list[Path] | None, typer.Option(help="Tumour-free slices for the generator alone.")
+        list[Path] | None, typer.Option(help="Tumour-free slices for generators alone.")
     ] = None,
+    slices: Annotated[
+        int,
+        typer.Option(min=0, help="Low data: train on so many slices of whole patients; 0: all."),
+    ] = 0,
+    draws: Annotated[
+        int, typer.Option(min=1, help="How many such draws of patients, no patient in two.")
+    ] = 1,
     seed: Seed = 0,
     minutes: Minutes = None,
     device: Device = "auto",
@@ -274,7 +281,13 @@ def augment(
         settings = read_settings(config, replaced)
         Dataset.open(dataset)
         wanted = study.settings_for(
-            dataset, scale=scale, also=also or [], seed=seed, overrides=settings
+            dataset,
+            scale=scale,
+            also=also or [],
+            seed=seed,
+            slices=slices,
+            draws=draws,
+            overrides=settings,
         )
         study.begin(out, wanted)
     if not study.go_on(folder, minutes=minutes, device=device):

@@ -7,17 +7,18 @@ import pytest
 from pydantic import ValidationError
 
 from synthoma.data.dataset import Dataset, resplit
-from synthoma.engine.evaluate import Findings
+from synthoma.engine.evaluate import Findings, top_hits
 from synthoma.errors import DataError, LeakError, SettingsError
 from synthoma.metrics.detection import Detections, Truths
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.report.table import read_table
-from synthoma.studies.augment import begin, go_on, settings_for
-from synthoma.studies.detection import adherence, judge_run, top_hits
+from synthoma.studies.augment import Study, begin, go_on, settings_for
+from synthoma.studies.detection import adherence, judge_run
+from synthoma.studies.work import Work
 
 TINY = {
-    "generator": {
+    "hybrid": {
         "side_px": 32,
         "widest": 8,
         "base": 64,
@@ -25,11 +26,16 @@ TINY = {
         "batch_size": 4,
         "stable_images": 8,
         "fade_images": 8,
+        "projected_from": 15,
+        "feature_side_px": 32,
+        "strides": (4, 8),
+        "head_width": 8,
+        "head_start": 1,
     },
-    "generator_train": {"steps": 20},
+    "hybrid_train": {"steps": 20},
     "detector": {"side_px": 64, "test_side_px": 64, "width": 0.125},
     "detector_train": {"steps": 4, "validate_every": 2, "keep_best": "sensitivity_iou50"},
-    "study": {"seeds": 2},
+    "study": {"seeds": 2, "least_found": 0},
 }
 
 
@@ -63,8 +69,9 @@ def test_the_table_has_a_row_a_setup_with_intervals_and_paired_differences(finis
     assert rows == [
         ("real", n, 0, 2),
         ("real + classic", n, 0, 2),
-        ("real + classic + synthetic 1:1", n, n, 2),
-        ("real + classic + synthetic 2:1", n, 2 * n, 2),
+        ("real + classic + cut-and-paste 1:1", n, n, 2),
+        ("real + classic + hybrid 1:1", n, n, 2),
+        ("real + classic + hybrid 2:1", n, 2 * n, 2),
     ]
     for row in table.rows:
         for metric in ("sensitivity_iou25", "sensitivity_iou50", "ap_iou50"):
@@ -80,7 +87,7 @@ def test_the_table_has_a_row_a_setup_with_intervals_and_paired_differences(finis
 def test_the_report_is_one_page_that_needs_nothing_beside_itself(finished):
     out, _ = finished
     page = (out / "report.html").read_text()
-    assert "real + classic + synthetic 2:1" in page
+    assert "real + classic + hybrid 2:1" in page
     assert 'src="http' not in page
     assert (out / "report.md").read_text().startswith("# Does synthetic data help?")
 
@@ -89,7 +96,7 @@ def test_a_study_that_ran_out_of_time_goes_on_and_trains_nothing_twice(finished)
     out, interrupted = finished
     assert interrupted >= 1
     cells = sorted(path.stat().st_mtime_ns for path in out.glob("cells/*/cell.json"))
-    assert len(cells) == 8
+    assert len(cells) == 10
     assert go_on(out, device="cpu")
     assert sorted(path.stat().st_mtime_ns for path in out.glob("cells/*/cell.json")) == cells
 
@@ -99,15 +106,15 @@ def test_every_cell_of_a_seed_starts_alike_and_makes_the_same_number_of_steps(fi
     runs = [json.loads(path.read_text()) for path in out.glob("cells/*/run.json")]
     assert {run["train"]["steps"] for run in runs} == {4}
     assert {run["system"]["batch_size"] for run in runs} == {8}
-    assert sorted(run["seed"] for run in runs) == [0] * 4 + [1] * 4
+    assert sorted(run["seed"] for run in runs) == [0] * 5 + [1] * 5
 
 
 def test_the_generator_saw_training_patients_alone(finished, brains):
     out, _ = finished
-    seen = json.loads((out / "generator" / "run.json").read_text())["trained_on"]
+    seen = json.loads((out / "generators" / "hybrid-draw0" / "run.json").read_text())["trained_on"]
     assert seen
     assert set(seen) <= set(brains.splits["train"])
-    assert len(Dataset.open(out / "synthetic")) == 2 * len(brains.split("train"))
+    assert len(Dataset.open(out / "sets" / "hybrid-draw0")) == 2 * len(brains.split("train"))
 
 
 def test_a_folder_is_a_study_once(finished, brains, tmp_path):
@@ -119,11 +126,11 @@ def test_a_folder_is_a_study_once(finished, brains, tmp_path):
 
 
 def test_settings_that_do_not_exist_are_named(brains):
-    with pytest.raises(SettingsError, match="generator_train"):
+    with pytest.raises(SettingsError, match="hybrid_train"):
         study_of(brains, {"gan": {"side_px": 16}})
     with pytest.raises(SettingsError, match=r"detector.wide"):
         study_of(brains, {"detector": {"wide": 16}})
-    with pytest.raises(SettingsError, match="ratios, seeds"):
+    with pytest.raises(SettingsError, match="ratios, without"):
         study_of(brains, {"study": {"dataset": "elsewhere"}})
 
 
@@ -144,7 +151,7 @@ def test_a_test_split_without_a_box_ends_the_study_before_anything_is_trained(tm
     begin(tmp_path / "study", study_of(normal))
     with pytest.raises(DataError, match="no box to find"):
         go_on(tmp_path / "study")
-    assert not (tmp_path / "study" / "generator").exists()
+    assert not (tmp_path / "study" / "generators").exists()
 
 
 def test_every_row_has_the_anchors_of_the_real_slices(finished):
@@ -155,7 +162,7 @@ def test_every_row_has_the_anchors_of_the_real_slices(finished):
 
 def test_a_detector_is_not_judged_on_patients_that_it_saw(finished, brains, tmp_path):
     out, _ = finished
-    cell = out / "cells" / "real-seed0"
+    cell = out / "cells" / "real-draw0-seed0"
     assert judge_run(cell, out / "data", split="test", seed=0)
     splits = brains.splits
     swapped = {**splits, "train": splits["test"], "test": splits["train"]}
@@ -192,3 +199,94 @@ def test_images_that_obey_are_told_from_chance():
     assert good["real"].value == 1
     assert bad["ordered"].value == 0.5
     assert good["shuffled"].value in (0, 1)  # every order is one of two, turned by one number
+
+
+@pytest.fixture(scope="module")
+def low_data(brains):
+    """Two draws of few patients, with every kind of set-up; a second process is at one part."""
+    overrides = {
+        **dict.fromkeys(("hybrid", "own"), TINY["hybrid"]),
+        **{f"{name}_train": TINY["hybrid_train"] for name in ("hybrid", "own")},
+        "paint": {"side_px": 32, "patch_px": 16, "batch_size": 4},
+        "paint_train": {"steps": 3},
+        "detector": TINY["detector"],
+        "detector_train": {**TINY["detector_train"], "steps": 2},
+        "study": {"least_found": 0, "ratios": [1.0], "variety": 2},
+    }
+    study = settings_for(
+        brains.folder, scale="small", also=[], seed=0, slices=4, draws=2, overrides=overrides
+    )
+    out = brains.folder.parent / "low-data"
+    begin(out, study)
+    assert go_on(out, device="cpu")
+    return out
+
+
+@pytest.mark.slow
+def test_every_set_up_of_a_draw_sees_the_same_real_slices(low_data):
+    saw = {}
+    for path in low_data.glob("cells/*/run.json"):
+        run = json.loads(path.read_text())
+        saw.setdefault(path.parent.name.split("-draw")[1][0], []).append(
+            (path.parent.name, set(run["data"]["patients"]), run["n_real"])
+        )
+    assert sorted(saw) == ["0", "1"]
+    for runs in saw.values():
+        alone = {frozenset(patients) for name, patients, _ in runs if "other" not in name}
+        assert len(alone) == 1
+        more = [patients for name, patients, _ in runs if "other" in name]
+        assert all(patients > next(iter(alone)) for patients in more)
+    first, second = (next(p for n, p, _ in saw[d] if n.startswith("real-draw")) for d in "01")
+    assert not first & second
+
+
+@pytest.mark.slow
+def test_generators_of_others_saw_no_patient_of_any_draw(low_data):
+    seen = set(json.loads((low_data / "generators/hybrid/run.json").read_text())["trained_on"])
+    for name in ("own-draw0", "own-draw1", "paint-draw0", "paint-draw1"):
+        own = json.loads((low_data / "generators" / name / "run.json").read_text())["trained_on"]
+        assert own
+        assert not seen & set(own)
+
+
+@pytest.mark.slow
+def test_low_data_rows_average_over_draws_and_show_each(low_data):
+    table = read_table(low_data / "table.json")
+    assert {row.draws for row in table.rows} == {2}
+    for row in table.rows:
+        for difference in row.differences:
+            assert len(difference.each) == 2
+    names = [row.setup for row in table.rows]
+    assert any("paint" in name for name in names)
+    assert any("first, then real" in name for name in names)
+    assert "Synthetic sets" in (low_data / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_part_that_another_process_is_at_is_left_to_it(low_data, monkeypatch):
+    work = Work(low_data, Study.model_validate(study_json(low_data)), "", "cpu", 0.0)
+    with work.claimed("prepare") as mine:
+        assert mine
+        assert not work.run()  # it waits for the other process until its minutes are up
+
+
+def study_json(out):
+    kept = json.loads((out / "study.json").read_text())
+    kept.pop("command")
+    return kept
+
+
+def test_a_set_whose_lesions_are_not_found_is_refused_with_the_reason(finished, tmp_path):
+    out, _ = finished
+    work = Work(out, Study.model_validate(study_json(out)), "", "cpu", None)
+    setup = next(s for s in work.study.setups if "hybrid" in s.name)
+    path = work.judged("hybrid", 0) / "verdict.json"
+    before = path.read_text()
+    try:
+        path.write_text(json.dumps(json.loads(before) | {"admitted": False, "reason": "16 %"}))
+        assert work.refused(setup, 0) == "hybrid: 16 %"
+        cells, refused = work.cells()
+        assert setup.name in refused
+        assert setup.name not in cells
+    finally:
+        path.write_text(before)

@@ -36,7 +36,7 @@ from synthoma.nn.blocks import batch_spread, convolution_dtype
 from synthoma.nn.conditions import draw_looks, lesion_looks
 from synthoma.nn.losses import HINGE
 
-__all__ = ["PRESETS", "Hybrid", "HybridConfig", "fitted"]
+__all__ = ["DEMO", "PRESETS", "Hybrid", "HybridConfig", "fitted"]
 
 #: Boxes, contrast, ring.
 CONDITION_CHANNELS = 3
@@ -326,3 +326,26 @@ PRESETS: dict[str, Preset] = {
         TrainSettings(steps=14_000, precision="bf16", sample_every=1000),
     ),
 }
+
+#: The verb `demo`: 64 px in minutes on one thread. Deal it slices with lesions only.
+DEMO = Preset(
+    HybridConfig(
+        side_px=64,
+        widest=64,
+        base=512,
+        noise_dim=64,
+        batch_size=8,
+        stable_images=2_000,
+        fade_images=2_000,
+        learning_rate=2e-3,
+        fine_from_px=32,
+        fine_factor=0.5,
+        penalty_share=0.5,
+        average_decay=0.99,
+        mirror=True,
+        frozen_spread=True,
+        projected_from=2_901,
+        feature_side_px=64,
+    ),
+    TrainSettings(steps=3_500, precision="bf16", sample_every=500),
+)

@@ -5,18 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from synthoma.data.batches import resize, signed_unit
 from synthoma.data.dataset import Dataset
 from synthoma.data.sheet import to_bytes
 from synthoma.engine.run import Run, versions
 from synthoma.metrics.detection import froc, match, operating_point, sensitivity_at
+from synthoma.metrics.diversity import collapsed
+from synthoma.metrics.embedding import embed, perplexity_for
 from synthoma.metrics.intervals import coverage_warning
+from synthoma.report.content import SmallTable
 from synthoma.report.figures import Curve, Detected, Froc, Picture, TrainingRun
 from synthoma.report.page import Grid, Report
-from synthoma.report.table import Adherence, PublishedRow, Table
-from synthoma.studies.detection import IOUS, PRIMARY, THRESHOLD, Cell, adherence, find_in, make_rows
+from synthoma.report.scatter import Scatter
+from synthoma.report.table import Adherence, Estimate, PublishedRow, Refused, Table
+from synthoma.studies.detection import IOUS, PRIMARY, THRESHOLD, Cell, adherence, make_rows
 
 if TYPE_CHECKING:
-    from synthoma.studies.augment import Work
+    from synthoma.studies.work import Work
 
 QUESTION = (
     "Does a detector find more lesions when labelled synthetic slices are added to its real "
@@ -49,45 +54,47 @@ PUBLISHED = tuple(
     )
 )
 PICTURES = 32
+#: Scales whose reports lay images out in the plane, and how many of each kind.
+LARGE = ("small", "paper")
+EMBEDDED = 500
 
 
 def account(work: "Work") -> Report:
     """Everything that the report shows."""
-    from synthoma.studies.augment import BASELINE  # noqa: PLC0415 (it imports this file)
+    from synthoma.studies.augment import BASELINE, PASTE  # noqa: PLC0415 (it imports this file)
 
-    study, cells = work.study, work.cells
-    real, synthetic = Dataset.open(work.data), Dataset.open(work.out / "synthetic")
-    test = real.split("test")
-    judge = cells[BASELINE][0]
-    some = synthetic.take(np.arange(min(len(synthetic), 1000)))
-    obeyed, untold = adherence(find_in(judge.folder, some), judge.findings, seed=study.seed)
+    study = work.study
+    cells, refused = work.cells()
+    real = work.real
+    test, train = real.split("test"), work.slices(0)
+    drawn = [d for d in range(study.draws) if any(c.facts["draw"] == d for c in cells[BASELINE])]
+    sets = list(dict.fromkeys(part.set for setup in study.setups for part in setup.parts))
+    obeyed, untold = adherence_of(work, cells[BASELINE][0], sets)
+    first = next((name for name in sets if name in obeyed and name != PASTE), None)
+    pasted = [s.name for s in study.setups if [p.set for p in s.parts] == [PASTE]]
     table = Table(
         study="augment",
         task="detect",
         patients_from=real.about["patients_from"],
         primary=PRIMARY,
-        rows=make_rows(cells, baseline=BASELINE, seed=study.seed),
-        adherence=Adherence(**obeyed) if "ordered" in obeyed else None,
+        rows=make_rows(cells, baseline=BASELINE, seed=study.seed, also=pasted),
+        refused=tuple(Refused(setup=name, reason=why) for name, why in refused.items()),
+        adherence=Adherence(**obeyed[first]) if first and "ordered" in obeyed[first] else None,
         published=PUBLISHED,
     )
-    train = real.split("train")
     return Report(
         title=f"Does synthetic data help? {study.dataset.name}, scale {study.scale}",
         question=QUESTION,
         table=table,
-        warnings=[*warnings(work, table, len(test.patients)), *untold],
-        notes=notes(work),
+        warnings=[*warnings(work, table, len(test.patients), sets, drawn), *untold],
+        notes=[*notes(work), *choices(work, cells)],
+        small_tables=[table_of_sets(work, sets, drawn), table_of_adherence(obeyed)],
         froc=[
             Froc(f"IoU {iou:g}", [curve(setup, own, iou) for setup, own in cells.items()])
             for iou in IOUS.values()
         ],
         grids=[
-            Grid(
-                "Synthetic slices and the boxes that were ordered",
-                pictures(synthetic, range(min(PICTURES, len(synthetic)))),
-                synthetic=True,
-                note="The first ones drawn; none was chosen.",
-            ),
+            *(grid_of(work, name, pasted=name == PASTE) for name in sets),
             Grid(
                 "Training slices (phantoms) and their boxes"
                 if study.scale == "demo"
@@ -99,36 +106,141 @@ def account(work: "Work") -> Report:
         ],
         detections=detections(test, cells, study.seed),
         detection_threshold=0.25,
-        training=training(work),
+        scatters=scatters(work, [n for n in sets if n != PASTE]) if study.scale in LARGE else (),
+        training=training(work, cells),
         settings=study.model_dump(mode="json"),
         versions=versions(),
         command=work.command,
-        seeds=[study.seed + k for k in range(table.rows[0].seeds)],
+        seeds=sorted({cell.facts["seed"] for cell in cells[BASELINE]}),
         seconds=work.seconds,
-        data=facts(real),
+        data=facts(work),
     )
 
 
-def warnings(work: "Work", table: Table, n_patients: int) -> list[str]:
+def adherence_of(
+    work: "Work", judge: Cell, sets: Sequence[str]
+) -> tuple[dict[str, dict[str, Estimate]], list[str]]:
+    """By set: do its images show what was ordered, in the eyes of the first draw's detector."""
+    found, untold = {}, []
+    for name in sets:
+        own, why = adherence(work.findings(name, 0), judge.findings, seed=work.study.seed)
+        found[name] = own
+        untold += [f"{name}: {line}" for line in why]
+    return found, untold
+
+
+def table_of_adherence(obeyed: dict[str, dict[str, Estimate]]) -> SmallTable:
+    """The same as a table."""
+
+    def said(own: dict[str, Estimate], kind: str) -> str:
+        e = own.get(kind)
+        return "–" if e is None else f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}], n = {e.n}"
+
+    return SmallTable(
+        "Do the images show what was ordered?",
+        ("Set", "Ordered", "Shuffled orders (chance)", "Real test slices (ceiling)"),
+        [
+            [name, *(said(own, kind) for kind in ("ordered", "shuffled", "real"))]
+            for name, own in obeyed.items()
+        ],
+        "Share of images in which the surest box of a detector trained on the first draw's real "
+        "slices meets a box at IoU 0.25, all boxes of an image counting; before curation.",
+    )
+
+
+def table_of_sets(work: "Work", sets: Sequence[str], drawn: Sequence[int]) -> SmallTable:
+    """What was drawn, found, admitted; how diverse it is; whether it copies."""
+    rows = []
+    for name in sets:
+        for d in drawn:
+            v = work.verdict(name, d)
+            own, real = v["diversity"], v["real_diversity"]
+            spread = (
+                f"{own[kind]:.3f} ({real[kind]:.3f})" if kind in own else "–"
+                for kind in ("pixels", "features")
+            )
+            copies = "not checked" if v["copies"] is None else str(v["copies"].get("n_copies", 0))
+            rows.append(
+                [
+                    f"{name}{work.on(d)}",
+                    f"{v['drawn']:,}",
+                    f"{v['rate']:.2f} ({v['real_rate']:.2f})",
+                    "yes" if v["admitted"] else "no",
+                    *spread,
+                    copies,
+                ]
+            )
+    return SmallTable(
+        "Synthetic sets",
+        (
+            "Set",
+            "Images drawn",
+            "Ordered lesion found (in real slices)",
+            "Admitted",
+            "Spread of pixels (real)",
+            "Spread of features (real)",
+            "Copies dropped",
+        ),
+        rows,
+        "Found: by the draw's own detector, trained on its real slices, beside the same rate on "
+        "real validation slices. Spread: the mean standard deviation over a set; far below the "
+        "real one, a generator repeats itself.",
+    )
+
+
+def grid_of(work: "Work", name: str, *, pasted: bool) -> Grid:
+    """The first images of a set, on the first draw."""
+    drawn = Dataset.open(work.set_of(name, 0))
+    return Grid(
+        "Real slices with lesions cut and pasted, and their boxes"
+        if pasted
+        else f"Synthetic slices ({name}) and the boxes that were ordered",
+        pictures(drawn, range(min(PICTURES, len(drawn)))),
+        synthetic=True,
+        note="The first ones drawn; none was chosen, none curated.",
+    )
+
+
+def warnings(
+    work: "Work", table: Table, n_patients: int, sets: Sequence[str], drawn: Sequence[int]
+) -> list[str]:
     """What a reader must know before the numbers."""
-    said = []
-    if work.study.scale in ("demo", "smoke"):
+    study, said = work.study, []
+    if study.scale in ("demo", "smoke"):
         said.append(
-            f"Scale {work.study.scale}: detectors train for minutes and are limited by that, not "
+            f"Scale {study.scale}: detectors train for minutes and are limited by that, not "
             "by their data. This run shows that the chain works; it cannot show whether synthetic "
             "data helps."
         )
-    if work.study.scale == "demo":
+    if study.scale == "demo":
         said.append("The brains are phantoms made from nothing; nothing here is about patients.")
-    done = table.rows[0].seeds
-    if done < work.study.seeds:
-        said.append(f"Unfinished: {done} of {work.study.seeds} seeds; --resume goes on.")
+    wanted, done = study.draws * study.seeds, table.rows[0].seeds
+    if done < wanted:
+        said.append(f"Unfinished: {done} of {wanted} trainings a set-up; --resume goes on.")
     if done == 1:
-        said.append("One seed: the intervals hold the chance of patients, not that of training.")
+        said.append(
+            "One draw, one seed: the intervals hold the chance of test patients, not that of "
+            "training."
+        )
+    if study.also:
+        names = ", ".join(folder.name for folder in study.also)
+        said.append(
+            f"Tumour-free slices come from another set ({names}), so from other scanners: a "
+            "detector may learn to tell the sets apart rather than tumours from none."
+        )
     if warning := coverage_warning(n_patients):
         said.append(warning)
     if "one an image" in table.patients_from:
         said.append("The data name no patients; each image counts as one, which is too hopeful.")
+    for name in sets:
+        for d in drawn:
+            v = work.verdict(name, d)
+            real = {f"real {kind}": spread for kind, spread in v["real_diversity"].items()}
+            if few := collapsed(v["diversity"] | real):
+                said.append(
+                    f"{name}{work.on(d)}: the spread of {' and '.join(few)} is far below that of "
+                    "real slices; the generator repeats itself."
+                )
     obeyed = table.adherence
     if obeyed is not None and obeyed.real is not None:
         share = obeyed.ordered.value / max(obeyed.real.value, 1e-9)
@@ -144,17 +256,102 @@ def warnings(work: "Work", table: Table, n_patients: int) -> list[str]:
 def notes(work: "Work") -> list[str]:
     """How the table was made."""
     study = work.study
-    return [
-        f"Generator: {study.generator.name}, trained once, on the slices with lesions of the "
-        "training patients alone; its images are not curated.",
-        f"All images were prepared at {study.prepare.side_px} px, the generator's side, so that "
+    said = []
+    for name, source in study.generators.items():
+        whose = {
+            ("draw", False): "the training slices with lesions",
+            ("draw", True): "each draw's own slices with lesions, trained anew for each",
+            ("others", True): "slices with lesions of training patients in no draw, trained once "
+            "for all",
+        }[source.of, bool(study.slices)]
+        extra = " and on the tumour-free slices" if source.also else ""
+        said.append(f"Generator {name}: {source.name}, trained on {whose}{extra}.")
+    said += [
+        f"All images were prepared at {study.prepare.side_px} px, the generators' side, so that "
         "resolution does not tell real from synthetic; the detector trains at "
         f"{study.detector.system['side_px']} px and is tested at "
         f"{study.detector.system['test_side_px']} px.",
         f"Every set-up makes {study.detector.train.steps:,} optimiser steps on batches of "
-        f"{study.detector.system['batch_size']}.",
-        f"Sensitivity and false positives count detections with a score of at least {THRESHOLD}.",
+        f"{study.detector.system['batch_size']}, beginning from the same weights.",
+        f"Sensitivity and false positives count detections with a score of at least {THRESHOLD}; "
+        "'at 1 false positive a slice' and 'at the baseline's false positives' choose the score "
+        "by the rate on the test slices.",
+        "Ratios are of images in a batch; "
+        + (
+            f"{study.variety} times as many different synthetic images are dealt."
+            if study.variety > 1
+            else "so many different synthetic images were used."
+        ),
+        "Curated: only images in which the draw's own detector finds the ordered lesion. The test "
+        "split was used once a detector.",
     ]
+    return said
+
+
+def choices(work: "Work", cells: dict[str, list[Cell]]) -> list[str]:
+    """Of set-ups that differ in their ratio alone, the one that validation prefers."""
+    families: dict[tuple[Any, ...], list[str]] = {}
+    for setup in work.study.setups:
+        if setup.name in cells and len(setup.parts) == 1:
+            part = setup.parts[0]
+            key = part.set, part.curated, setup.synthetic_first, setup.others
+            families.setdefault(key, []).append(setup.name)
+    said = []
+    for names in families.values():
+        scores = {
+            name: float(np.mean([c.facts["validation"].get(PRIMARY, np.nan) for c in cells[name]]))
+            for name in names
+        }
+        if len(names) > 1 and not np.isnan(list(scores.values())).any():
+            best = max(scores, key=lambda name: scores[name])
+            listed = ", ".join(f"{score:.3f} for {name}" for name, score in scores.items())
+            said.append(
+                f"By validation (average precision {listed}) the ratio to use is that of {best}; "
+                "the other rows are shown for comparison."
+            )
+    return said
+
+
+def scatters(work: "Work", sets: Sequence[str]) -> list[Scatter]:
+    """t-SNE of boxes at 32x32 and of whole slices, real and synthetic (Han et al. 2019)."""
+    real, found = work.slices(0), []
+    for title, pixels in (("Boxes at 32 x 32 pixels", boxes_32), ("Whole slices", whole)):
+        parts = {"real": pixels(real)}
+        parts |= {name: pixels(Dataset.open(work.set_of(name, 0))) for name in sets}
+        n = sum(map(len, parts.values()))
+        points = embed(np.concatenate(list(parts.values())), seed=work.study.seed)
+        category = [name for name, own in parts.items() for _ in own]
+        found.append(
+            Scatter(
+                title,
+                points,
+                category,
+                f"t-SNE of raw pixels, perplexity {perplexity_for(n):g}, 1,000 iterations; up to "
+                f"{EMBEDDED} of each, real training slices of the first draw.",
+            )
+        )
+    return found
+
+
+def whole(dataset: Dataset) -> np.ndarray:
+    """Slices at 64 px as vectors, some of them."""
+    value_range = dataset.about["value_range"]
+    places = np.random.default_rng(0).permutation(len(dataset))[:EMBEDDED]
+    images = [resize(signed_unit(dataset.values(int(i)), value_range), 64) for i in places]
+    return np.stack([image.ravel() for image in images])
+
+
+def boxes_32(dataset: Dataset) -> np.ndarray:
+    """The first box of slices at 32 px as vectors; of a painted slice, the painted one."""
+    value_range, found = dataset.about["value_range"], []
+    for i in picked(dataset, EMBEDDED, 0):
+        space = dataset.values(i).shape[1:]
+        painted = getattr(dataset[i].origin, "conditions", {}).get("painted")
+        box = np.asarray(painted[0] if painted else dataset.boxes(i)[0])
+        y0, x0 = np.clip(np.floor(box[:2]), 0, np.array(space) - 2).astype(int)
+        y1, x1 = np.minimum(np.maximum(np.ceil(box[2:]), (y0 + 2, x0 + 2)), space).astype(int)
+        found.append(resize(signed_unit(dataset.values(i)[:, y0:y1, x0:x1], value_range), 32))
+    return np.stack([image.ravel() for image in found])
 
 
 def curve(setup: str, cells: Sequence[Cell], iou: float) -> Curve:
@@ -201,15 +398,23 @@ def detections(test: Dataset, cells: dict[str, list[Cell]], seed: int) -> list[D
     return shown
 
 
-def training(work: "Work") -> list[TrainingRun]:
-    """The logs of the generator and of the first seed's detectors."""
-    runs = [TrainingRun("generator", Run(work.out / "generator").read_log())]
-    runs += [TrainingRun(setup, Run(own[0].folder).read_log()) for setup, own in work.cells.items()]
+def training(work: "Work", cells: dict[str, list[Cell]]) -> list[TrainingRun]:
+    """The logs of the first draw's generators and detectors."""
+    runs = [
+        TrainingRun(f"generator {name}", Run(work.generator(name, 0)).read_log())
+        for name in work.study.generators
+    ]
+    runs += [TrainingRun(setup, Run(own[0].folder).read_log()) for setup, own in cells.items()]
     return runs
 
 
-def facts(real: Dataset) -> dict[str, Any]:
+def facts(work: "Work") -> dict[str, Any]:
     """What the data are."""
+    real = work.real
+    draws = {
+        f"draw {d}": f"{len(patients)} training patients, {len(work.slices(d))} slices"
+        for d, patients in enumerate(work.drawn)
+    }
     splits = {
         name: f"{len(ids)} patients, {len(real.of_patients(set(ids)))} slices"
         for name, ids in real.splits.items()
@@ -220,6 +425,7 @@ def facts(real: Dataset) -> dict[str, Any]:
         "patients": about["n_patients"],
         "patients from": about["patients_from"],
         **splits,
+        **(draws if work.study.slices else {}),
         "left out": {reason: dropped["n"] for reason, dropped in about["dropped"].items()},
         "digest": about["digest"],
     }

@@ -1,49 +1,44 @@
 """Does synthetic data help? The whole question on one's own data, in one table.
 
-    dataset -> prepare -> train the generator on the training patients -> draw -> train detectors
-    on real; real + classic; real + classic + synthetic at several ratios -> test once -> table
+    dataset -> prepare -> draws of training patients -> generators -> synthetic sets -> curation
+    -> detectors on real; + classic; + lesions cut and pasted; + synthetic ... -> test once -> table
 
 Run: synthoma augment DATASET --task detect --scale small --out runs/does-it-help
+Low data: ... --slices 110 --draws 3
 In minutes, on made-up brains: synthoma demo --out demo
 
-Every set-up makes the same number of optimiser steps on batches of the same size, starts from the
-same weights at each seed, and is tested once, on the test split, with the weights that were best
-on the validation split (where the scale validates). Images are prepared at the generator's side
-for every set-up, so that resolution does not tell real from synthetic.
+Every set-up of a draw sees the same real slices, makes the same number of optimiser steps on
+batches of the same size, starts from the same weights at each seed, and is tested once, on the
+test split, with the weights that were best on the validation split (where the scale validates).
+Images are prepared at the generators' side for every set-up, so that resolution does not tell real
+from synthetic. A set in which the draw's own detector finds too few of the ordered lesions is
+refused.
 
-A study folder goes on where it stopped; a finished cell is never run again.
+A study folder goes on where it stopped; a finished cell is never run again. `work.py` does it.
 """
 
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
-from synthoma.console import duration, progress, say, training
-from synthoma.data.batches import Pool
+from synthoma.console import duration, say
 from synthoma.data.dataset import Dataset
-from synthoma.data.prepare import Prepare, prepare
-from synthoma.data.split import check_no_leak
+from synthoma.data.prepare import Prepare
 from synthoma.data.store import new_folder, read_json, write_json
 from synthoma.engine.settings import TrainSettings
 from synthoma.errors import DataError, SettingsError
 from synthoma.phantoms.brain import BrainConfig
-from synthoma.phantoms.folder import write_brains
-from synthoma.report.page import write_report
 from synthoma.settings import replaced
-from synthoma.studies.account import account
-from synthoma.studies.detection import Cell, run_cell
-from synthoma.synthesis.draw import draw
-from synthoma.synthesis.fit import Mixed, TrainingData, fit, has_boxes, resume
 from synthoma.zoo import load_entry
 
 BASELINE = "real + classic"
+#: The synthetic set that no generator draws.
+PASTE = "cut-and-paste"
 
 
 class Trained(BaseModel):
@@ -60,59 +55,147 @@ class Trained(BaseModel):
         return load_entry(self.name).config.model_validate(self.system), self.train
 
 
+class Source(Trained):
+    """A generator, and whose slices it learns from."""
+
+    of: Literal["draw", "others"] = Field(
+        "draw",
+        description="draw: each draw's own slices (a generator a draw). others: those of the "
+        "training patients in no draw (one generator for all draws).",
+    )
+    also: bool = Field(
+        False, description="The tumour-free extra slices too (to draw, or to paint into)."
+    )
+
+
+class Part(BaseModel):
+    """Synthetic images in a set-up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    set: str = Field(description="The generator that drew them, or cut-and-paste.")
+    ratio: PositiveFloat = Field(1.0, description="Synthetic images a real one.")
+    curated: bool = Field(False, description="Only those in which the lesion is found.")
+
+
+class Setup(BaseModel):
+    """One row of the table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    classic: bool = True
+    parts: tuple[Part, ...] = ()
+    synthetic_first: float = Field(
+        0, ge=0, lt=1, description="Share of the steps on synthetic images alone, then real."
+    )
+    others: bool = Field(False, description="With the real slices that generators of others saw.")
+
+    @property
+    def slug(self) -> str:
+        """A folder's name."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.name).split())
+
+
 class Study(BaseModel):
     """Everything that decides the table; study.json keeps it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: Path
-    also: tuple[Path, ...] = Field((), description="Tumour-free slices, for the generator alone.")
+    also: tuple[Path, ...] = Field((), description="Tumour-free slices, for generators alone.")
     scale: str
     prepare: Prepare
-    generator: Trained
+    generators: dict[str, Source]
     detector: Trained
+    setups: tuple[Setup, ...] = Field(min_length=2)
     phantoms: BrainConfig | None = Field(None, description="Draw these as the dataset first.")
-    ratios: tuple[PositiveFloat, ...] = Field(
-        (1.0, 2.0), min_length=1, description="Synthetic images a real one."
+    slices: int = Field(
+        0, ge=0, description="Training slices of a draw, of whole patients; 0: all of them."
     )
-    seeds: int = Field(1, ge=1, description="Detectors trained for each set-up.")
+    draws: int = Field(1, ge=1, description="Draws of patients, no patient in two.")
+    variety: int = Field(
+        1,
+        ge=1,
+        description="Different synthetic images for each that a batch's ratio asks for; above 1, "
+        "real slices come as often as before while synthetic ones are seldom seen twice.",
+    )
+    least_found: float = Field(
+        0.5,
+        ge=0,
+        description="Refuse a set in which the ordered lesion is found in less than this share of "
+        "what is found in real slices; 0 refuses none.",
+    )
+    seeds: int = Field(1, ge=1, description="Detectors trained for each set-up of a draw.")
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def agree(self) -> Self:
         """Settings that only make sense together."""
-        if len(set(self.ratios)) < len(self.ratios):
-            raise ValueError(f"ratios {self.ratios} has one twice")
-        if self.prepare.side_px != self.generator.system["side_px"]:
-            raise ValueError(
-                f"prepare.side_px is {self.prepare.side_px}, but the generator draws at "
-                f"{self.generator.system['side_px']} px: resolution would tell real from synthetic"
-            )
+        names = [setup.name for setup in self.setups]
+        if BASELINE not in names or len({setup.slug for setup in self.setups}) < len(names):
+            raise ValueError(f"set-ups {names}; allowed: each once, {BASELINE!r} among them")
+        for setup in self.setups:
+            for part in setup.parts:
+                if part.set not in (*self.generators, PASTE):
+                    raise ValueError(
+                        f"{setup.name!r} wants images of {part.set!r}; there are "
+                        f"{', '.join([*self.generators, PASTE])}"
+                    )
+        of_others = any(s.of == "others" for s in self.generators.values())
+        if (of_others or any(s.others for s in self.setups)) and not self.slices:
+            raise ValueError("with all training slices in the one draw there are no others")
+        if self.draws > 1 and not self.slices:
+            raise ValueError(f"draws={self.draws} of all training slices would be one and the same")
+        for name, source in self.generators.items():
+            if self.prepare.side_px != source.system["side_px"]:
+                raise ValueError(
+                    f"prepare.side_px is {self.prepare.side_px}, but {name} draws at "
+                    f"{source.system['side_px']} px: resolution would tell real from synthetic"
+                )
+            if source.also and not self.also:
+                raise ValueError(f"{name} wants tumour-free slices; give them with --also")
         return self
 
 
-@dataclass(frozen=True)
-class Setup:
-    """One row of the table."""
-
-    name: str
-    classic: bool
-    ratio: float = 0.0
-
-    @property
-    def slug(self) -> str:
-        """A folder's name."""
-        return "".join(c if c.isalnum() else "-" for c in self.name).replace("---", "-")
+#: Detectors trained for each set-up of a draw.
+SEEDS = {"paper": 3, "small": 1, "smoke": 1}
+#: Synthetic images a real one.
+RATIOS = {"paper": (1.0, 2.0, 4.0), "small": (1.0, 2.0), "smoke": (1.0, 2.0)}
 
 
-def setups(ratios: tuple[float, ...]) -> tuple[Setup, ...]:
-    """The rows, the baseline second."""
-    more = (Setup(f"{BASELINE} + synthetic {r:g}:1", classic=True, ratio=r) for r in ratios)
-    return Setup("real", classic=False), Setup(BASELINE, classic=True), *more
+def rows(scale: str, *, ratios: tuple[float, ...], low_data: bool) -> tuple[Setup, ...]:
+    """The set-ups of a scale; with little data, those that need other patients too."""
 
+    def row(*parts: Part, name: str = "", first: float = 0, others: bool = False) -> Setup:
+        said = name or " + ".join(
+            f"{part.set}{', curated' * part.curated} {part.ratio:g}:1" for part in parts
+        )
+        return Setup(name=f"{BASELINE} + {said}", parts=parts, synthetic_first=first, others=others)
 
-#: Detectors trained for each set-up.
-SEEDS = {"paper": 3, "small": 2, "smoke": 1}
+    pasted = Part(set=PASTE)
+    many = [
+        Setup(name="real", classic=False),
+        Setup(name=BASELINE),
+        row(pasted),
+        *(row(Part(set="hybrid", ratio=ratio)) for ratio in ratios),
+    ]
+    if scale == "smoke":
+        return tuple(many)
+    good, painted = Part(set="hybrid", curated=True), Part(set="paint", curated=True)
+    many += [row(good.model_copy(update={"ratio": ratio})) for ratio in ratios]
+    many += [
+        row(good, name="hybrid, curated, first, then real", first=0.5),
+        row(painted),
+        row(pasted, good),
+        row(pasted, painted),
+    ]
+    if low_data:
+        many += [
+            row(Part(set="own", curated=True)),
+            row(name="the other patients' slices themselves", others=True),
+        ]
+    return tuple(many)
 
 
 def settings_for(
@@ -121,45 +204,85 @@ def settings_for(
     scale: str,
     also: list[Path],
     seed: int,
+    slices: int = 0,
+    draws: int = 1,
     overrides: Mapping[str, Mapping[str, Any]],
 ) -> Study:
     """The study of a dataset at a scale.
 
     Args:
-        overrides: By part ("study", "prepare", "generator", "generator_train", "detector",
-            "detector_train"), then by field.
+        slices: Training slices of a draw; 0 for all.
+        overrides: By part ("study", "prepare", "detector", "detector_train"; for each generator
+            its name and its name with "_train"), then by field.
 
     Raises:
         SettingsError: A scale, part, field or value that is not allowed.
     """
     if scale not in SEEDS:
         raise SettingsError(f"no scale {scale!r}; allowed: {', '.join(SEEDS)}")
-    parts = ("study", "prepare", "generator", "generator_train", "detector", "detector_train")
+    own = dict(overrides.get("study", {}))
+    if wrong := set(own) - {"ratios", "without", "variety", "least_found", "seeds"}:
+        raise SettingsError(
+            f"no settings study.{sorted(wrong)}; allowed: ratios, without, variety, least_found, "
+            "seeds"
+        )
+    setups = rows(scale, ratios=checked(own.pop("ratios", RATIOS[scale])), low_data=bool(slices))
+    left_out = own.pop("without", [])
+    names = [*dict.fromkeys(part.set for setup in setups for part in setup.parts)]
+    if not isinstance(left_out, list) or (wrong := set(left_out) - set(names)):
+        raise SettingsError(f"study.without={left_out}; allowed: a list of {', '.join(names)}")
+    setups = tuple(s for s in setups if not {part.set for part in s.parts} & set(left_out))
+    used = {part.set for setup in setups for part in setup.parts} - {PASTE}
+    if not used:
+        raise SettingsError("every set-up with a generator was left out")
+    parts = ["study", "prepare", "detector", "detector_train"]
+    parts += [name + more for name in sorted(used) for more in ("", "_train")]
     if wrong := set(overrides) - set(parts):
         raise SettingsError(f"no settings {sorted(wrong)}; allowed: {', '.join(parts)}")
-    trained = {}
-    for part, name in (("generator", "cpggan"), ("detector", "yolov3")):
-        preset = load_entry(name).presets[scale]
-        trained[part] = Trained(
-            name=name,
-            system=replaced(preset.system, overrides.get(part, {}), part).model_dump(mode="json"),
-            train=replaced(preset.train, overrides.get(f"{part}_train", {}), f"{part}_train"),
+
+    def trained(part: str, system: str) -> dict[str, Any]:
+        preset = load_entry(system).presets[scale]
+        own, loop = overrides.get(part, {}), overrides.get(f"{part}_train", {})
+        return {
+            "name": system,
+            "system": replaced(preset.system, own, part).model_dump(mode="json"),
+            "train": replaced(preset.train, loop, f"{part}_train"),
+        }
+
+    generators = {
+        name: Source(
+            **trained(name, "hybrid" if name == "own" else name),
+            of="others" if name == "hybrid" and slices else "draw",
         )
-    side_px = {"side_px": trained["generator"].system["side_px"]}
-    own = overrides.get("study", {})
-    if wrong := set(own) - {"ratios", "seeds"}:
-        raise SettingsError(f"no settings study.{sorted(wrong)}; allowed: ratios, seeds")
+        for name in sorted(used)
+    }
+    side_px = {"side_px": next(iter(generators.values())).system["side_px"]}
     study = Study(
         dataset=dataset.absolute(),
         also=tuple(Dataset.open(folder).folder.absolute() for folder in also),
         scale=scale,
         prepare=replaced(Prepare(), side_px | dict(overrides.get("prepare", {})), "prepare"),
-        generator=trained["generator"],
-        detector=trained["detector"],
+        generators=generators,
+        detector=Trained(**trained("detector", "yolov3")),
+        setups=setups,
+        slices=slices,
+        draws=draws,
+        variety=8 if slices else 1,
         seeds=SEEDS[scale],
         seed=seed,
     )
     return replaced(study, own, "study")
+
+
+def checked(ratios: Any) -> tuple[float, ...]:
+    """Some positive, different numbers."""
+    try:
+        found = tuple(float(ratio) for ratio in ratios)
+    except (TypeError, ValueError):
+        found = ()
+    if not found or min(found) <= 0 or len(set(found)) < len(found):
+        raise SettingsError(f"study.ratios={ratios}; allowed: some numbers above 0, each once")
+    return found
 
 
 def begin(out: Path, study: Study) -> None:
@@ -181,179 +304,21 @@ def begin(out: Path, study: Study) -> None:
 def go_on(out: Path, *, minutes: float | None = None, device: str = "auto") -> bool:
     """Run the study that `begin` wrote down, from where it stands.
 
+    Several processes may go on with one study: each takes parts that no other is at.
+
     Returns:
         Whether it is finished; False where the minutes were up.
 
     Raises:
-        LeakError: The generator would see a validation or test patient.
+        LeakError: A generator would see a validation or test patient.
     """
+    from synthoma.studies.work import Work  # noqa: PLC0415 (it imports this file)
+
     if not (out / "study.json").is_file():
         raise DataError(f"{out}: not a study folder (no study.json)")
     kept = read_json(out / "study.json")
     command = kept.pop("command")
-    work = Work(out, Study.model_validate(kept), command, device, minutes)
-    return work.train_and_test()
-
-
-class Work:
-    """A study under way: where it stands is what its folder holds."""
-
-    def __init__(
-        self, out: Path, study: Study, command: str, device: str, minutes: float | None
-    ) -> None:
-        self.out, self.study, self.command, self.device = out, study, command, device
-        self.ends = None if minutes is None else time.monotonic() + 60 * minutes
-        self.cells: dict[str, list[Cell]] = {}
-        self.fitted: dict[str, Any] | None = None
-        path = out / "seconds.json"
-        self.seconds: dict[str, float] = read_json(path) if path.is_file() else {}
-
-    def train_and_test(self) -> bool:
-        """Every part in turn, with a report after each seed; False where the minutes were up."""
-        parts: list[tuple[str, Callable[[], bool]]] = [
-            ("draw phantoms", self.draw_phantoms),
-            ("prepare", self.prepare),
-            ("train the generator", self.train_generator),
-            ("draw", self.draw),
-        ]
-        for seed in range(self.study.seeds):
-            parts += [
-                (f"{setup.name}, seed {seed}", partial(self.cell, setup, seed))
-                for setup in setups(self.study.ratios)
-            ]
-            parts += [(f"report on {seed + 1} of {self.study.seeds} seeds", self.report)]
-        return all(self.timed(name, part) for name, part in parts)
-
-    def timed(self, name: str, part: Callable[[], bool]) -> bool:
-        """Do a part and remember how long it took, over all calls."""
-        began = time.monotonic()
-        try:
-            return part()
-        finally:
-            spent = time.monotonic() - began
-            if spent > 1 or name not in self.seconds:
-                self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 1)
-                write_json(self.out / "seconds.json", self.seconds)
-
-    def report(self) -> bool:
-        """The table of the seeds that every set-up has."""
-        write_report(self.out, account(self))
-        say(f"report: {self.out / 'report.html'} (also report.md and table.json)")
-        return True
-
-    @property
-    def minutes_left(self) -> float | None:
-        """None: no limit."""
-        return None if self.ends is None else max(0.0, (self.ends - time.monotonic()) / 60)
-
-    @property
-    def data(self) -> Path:
-        """The prepared dataset."""
-        return self.out / "data"
-
-    def draw_phantoms(self) -> bool:
-        """Where the study is on phantoms."""
-        if self.study.phantoms is not None and not self.study.dataset.exists():
-            with progress("draw phantom brains") as tell:
-                write_brains(
-                    self.study.dataset,
-                    self.study.phantoms,
-                    seed=self.study.seed,
-                    progress=lambda i, n: tell(i, n, ""),
-                )
-        return True
-
-    def prepare(self) -> bool:
-        """Bring every dataset to the generator's side."""
-        sources = {self.data: self.study.dataset}
-        sources |= {self.out / f"also-{k}": folder for k, folder in enumerate(self.study.also)}
-        for target, source in sources.items():
-            if not target.exists():
-                with progress(f"prepare {source.name}") as tell:
-                    prepare(
-                        Dataset.open(source),
-                        target,
-                        self.study.prepare,
-                        lambda i, n: tell(i, n, ""),
-                    )
-        for name in ("train", "test"):
-            if not has_boxes(Dataset.open(self.data).split(name)):
-                raise DataError(f"{self.study.dataset}: its {name} split has no box to find")
-        return True
-
-    def train_generator(self) -> bool:
-        """On the slices with lesions of the training patients alone, and the extra slices."""
-        folder = self.out / "generator"
-        also = tuple(sorted(self.out.glob("also-*")))
-        with training("train the generator") as show:
-            if folder.exists():
-                outcome = resume(
-                    folder, minutes=self.minutes_left, device=self.device, progress=show
-                )
-            else:
-                outcome = fit(
-                    self.study.generator.name,
-                    folder,
-                    TrainingData(data=self.data, boxed=True, also=also),
-                    settings=self.study.generator.settings(),
-                    seed=self.study.seed,
-                    minutes=self.minutes_left,
-                    device=self.device,
-                    progress=show,
-                )
-        if outcome.stopped == "signal":
-            raise KeyboardInterrupt
-        return outcome.stopped != "minutes"
-
-    def draw(self) -> bool:
-        """As many images as the largest ratio needs."""
-        folder = self.out / "synthetic"
-        real = Dataset.open(self.data)
-        if not folder.exists():
-            n = round(max(self.study.ratios) * len(real.split("train")))
-            with progress("draw") as tell:
-                draw(
-                    [self.out / "generator"],
-                    folder,
-                    n=n,
-                    seed=self.study.seed,
-                    progress=lambda i, of: tell(i, of, ""),
-                )
-        for run_id, saw in Dataset.open(folder).generators_saw.items():
-            check_no_leak(real.splits, saw, what=f"the generator {run_id}")
-        return True
-
-    def cell(self, setup: Setup, seed: int) -> bool:
-        """One detector, trained and tested."""
-        detector = self.study.detector
-        if self.fitted is None:  # anchors and classes from the real slices, the same for every row
-            real = {"real": Pool([Dataset.open(self.data).split("train")])}
-            config, _ = detector.settings()
-            self.fitted = load_entry(detector.name).fitted(config, real).model_dump(mode="json")
-        system = self.fitted if setup.classic else self.fitted | {"augment": None}
-        data = TrainingData(data=self.data)
-        if setup.ratio:
-            data = TrainingData(
-                data=self.data,
-                synthetic=(Mixed(folder=self.out / "synthetic", ratio=setup.ratio),),
-            )
-        (self.out / "cells").mkdir(exist_ok=True)
-        with training(f"{setup.name}, seed {seed}") as show:
-            cell = run_cell(
-                self.out / "cells" / f"{setup.slug}-seed{seed}",
-                setup.name,
-                data,
-                detector.model_copy(update={"system": system}).settings(),
-                name=detector.name,
-                seed=self.study.seed + seed,
-                minutes=self.minutes_left,
-                device=self.device,
-                progress=show,
-            )
-        if cell is None:
-            return False
-        self.cells.setdefault(setup.name, []).append(cell)
-        return True
+    return Work(out, Study.model_validate(kept), command, device, minutes).run()
 
 
 def demo(out: Path, *, seed: int = 0) -> None:
@@ -373,7 +338,7 @@ DEMO_BRAINS = BrainConfig(side_px=64, patients=60, slices_per_patient=8)
 
 def demo_study(phantoms: Path, *, seed: int) -> Study:
     """The demo's sizes: its own, between `smoke` and `small` (docs/results/demo.md)."""
-    from synthoma.gans.cpggan import DEMO  # noqa: PLC0415 (imports torch)
+    from synthoma.gans.hybrid import DEMO  # noqa: PLC0415 (imports torch)
 
     study = settings_for(phantoms, scale="smoke", also=[], seed=seed, overrides={})
     system = DEMO.system.model_dump(mode="json")
@@ -382,6 +347,6 @@ def demo_study(phantoms: Path, *, seed: int) -> Study:
             "scale": "demo",
             "phantoms": DEMO_BRAINS,
             "prepare": Prepare(side_px=system["side_px"], intensity="keep", crop=False),
-            "generator": Trained(name="cpggan", system=system, train=DEMO.train),
+            "generators": {"hybrid": Source(name="hybrid", system=system, train=DEMO.train)},
         }
     )

@@ -1,0 +1,465 @@
+"""An `augment` study under way: where it stands is what its folder holds.
+
+    STUDY/study.json            what is to be done
+    STUDY/data, also-K          the prepared datasets
+    STUDY/generators/NAME[-drawD]
+    STUDY/sets/NAME-drawD[-curated]
+    STUDY/judged/NAME-drawD.*   decisions.csv, found.npz and verdict.json of the draw's own detector
+    STUDY/cells/SETUP-drawD-seedS
+    STUDY/report.html, report.md, table.json, seconds.json
+
+Parts of a stage do not depend on one another. Several processes may work on one study: each takes
+the parts that no other has taken, and waits for the rest of a stage.
+"""
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from synthoma.console import progress, say, training
+from synthoma.data.batches import Pool, signed_unit
+from synthoma.data.dataset import Dataset
+from synthoma.data.prepare import prepare
+from synthoma.data.split import check_no_leak, draw_patients
+from synthoma.data.store import read_json, write_json
+from synthoma.errors import DataError
+from synthoma.phantoms.folder import write_brains
+from synthoma.report.page import write_report
+from synthoma.studies.account import account
+from synthoma.studies.augment import BASELINE, PASTE, Part, Setup, Study
+from synthoma.studies.detection import Cell, read_cell, read_findings, run_cell, write_findings
+from synthoma.synthesis.curate import (
+    curate,
+    decide,
+    find_in,
+    gate,
+    pass_rate,
+    write_decisions,
+)
+from synthoma.synthesis.draw import draw
+from synthoma.synthesis.fit import Mixed, TrainingData, fit, has_boxes, resume
+from synthoma.synthesis.paste import paste
+from synthoma.synthesis.watch import spreads
+from synthoma.zoo import load_entry
+
+#: A name for people, and what does it; False where the minutes were up.
+Task = tuple[str, Callable[[], bool]]
+
+#: So many times more images are drawn than are wanted where they are curated.
+SPARE = 3
+#: Images whose spread is measured.
+MEASURED = 256
+
+
+class Work:
+    """The parts of a study, each done once."""
+
+    def __init__(
+        self, out: Path, study: Study, command: str, device: str, minutes: float | None
+    ) -> None:
+        self.out, self.study, self.command, self.device = out, study, command, device
+        self.ends = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def run(self) -> bool:
+        """Every stage in turn, with a report after each draw; False where the minutes were up."""
+        return all(self.stage(tasks) for tasks in self.stages())
+
+    def stages(self) -> Iterator[list[Task]]:
+        """What is to be done, in order."""
+        study = self.study
+        yield [("draw phantoms", self.draw_phantoms)]
+        yield [("prepare", self.prepare)]
+        of_others = [name for name, source in study.generators.items() if source.of == "others"]
+        of_draw = [name for name, source in study.generators.items() if source.of == "draw"]
+        sets = {part.set for setup in study.setups for part in setup.parts}
+        judge = next(setup for setup in study.setups if setup.name == BASELINE)
+        for d in range(study.draws):
+            tasks = [self.cell_task(judge, d, 0)]
+            if d == 0:
+                tasks = [
+                    (f"train {name}", partial(self.train_generator, name)) for name in of_others
+                ]
+                tasks += [self.cell_task(judge, d, 0)]
+            tasks += [
+                (f"train {name}{self.on(d)}", partial(self.train_generator, name, d))
+                for name in of_draw
+            ]
+            yield tasks
+            yield [(f"draw {name}{self.on(d)}", partial(self.draw_set, name, d)) for name in sets]
+            yield [(f"judge {name}{self.on(d)}", partial(self.judge, name, d)) for name in sets]
+            yield [
+                self.cell_task(setup, d, seed)
+                for seed in range(study.seeds)
+                for setup in study.setups
+            ]
+            yield [(f"report on {d + 1} of {study.draws} draws", self.report)]
+
+    def stage(self, tasks: Sequence[Task]) -> bool:
+        """Do every task of a stage, or wait until another process has."""
+        pending = list(tasks)
+        while pending:
+            took = False
+            for name, do in list(pending):
+                with self.claimed(name) as mine:
+                    if not mine:
+                        continue
+                    took = True
+                    if not self.timed(name, do):
+                        return False
+                    pending.remove((name, do))
+            if not took and self.minutes_left == 0:
+                return False
+            if not took:
+                time.sleep(1)
+        return True
+
+    @contextlib.contextmanager
+    def claimed(self, name: str) -> Iterator[bool]:
+        """Whether a task is this process's for the block; the system lets go when it dies."""
+        locks = self.out / ".locks"
+        locks.mkdir(exist_ok=True)
+        with (locks / slug(name)).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    def timed(self, name: str, do: Callable[[], bool]) -> bool:
+        """Do a task and remember how long it took, over all calls."""
+        began = time.monotonic()
+        try:
+            return do()
+        finally:
+            spent = time.monotonic() - began
+            with (self.out / ".locks" / ".seconds").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                seconds = self.seconds
+                if spent > 1 or name not in seconds:
+                    seconds[name] = round(seconds.get(name, 0.0) + spent, 1)
+                    write_json(self.out / "seconds.json", seconds)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What each task took."""
+        path = self.out / "seconds.json"
+        return read_json(path) if path.is_file() else {}
+
+    @property
+    def minutes_left(self) -> float | None:
+        """None: no limit."""
+        return None if self.ends is None else max(0.0, (self.ends - time.monotonic()) / 60)
+
+    def on(self, d: int) -> str:
+        """Which draw, where there are several."""
+        return f", draw {d}" if self.study.draws > 1 else ""
+
+    # The data
+
+    @property
+    def data(self) -> Path:
+        """The prepared dataset."""
+        return self.out / "data"
+
+    @cached_property
+    def real(self) -> Dataset:
+        """The prepared dataset, opened."""
+        return Dataset.open(self.data)
+
+    @cached_property
+    def drawn(self) -> list[tuple[str, ...]]:
+        """The patients of each draw; all of the training split where there is one of everything."""
+        train = self.real.split("train")
+        if not self.study.slices:
+            return [tuple(train.patients)]
+        found = draw_patients(
+            train.patient_ids,
+            n_cases=self.study.slices,
+            draws=self.study.draws,
+            seed=self.study.seed,
+        )
+        return [tuple(patients) for patients in found]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Training patients in no draw."""
+        drawn = set().union(*self.drawn)
+        return tuple(p for p in self.real.split("train").patients if p not in drawn)
+
+    def slices(self, d: int) -> Dataset:
+        """The real slices of a draw."""
+        return self.real.of_patients(set(self.drawn[d]))
+
+    def also(self) -> tuple[Path, ...]:
+        """The prepared tumour-free slices."""
+        return tuple(self.out / f"also-{k}" for k in range(len(self.study.also)))
+
+    def draw_phantoms(self) -> bool:
+        """Where the study is on phantoms."""
+        if self.study.phantoms is not None and not self.study.dataset.exists():
+            with progress("draw phantom brains") as tell:
+                write_brains(
+                    self.study.dataset,
+                    self.study.phantoms,
+                    seed=self.study.seed,
+                    progress=lambda i, n: tell(i, n, ""),
+                )
+        return True
+
+    def prepare(self) -> bool:
+        """Bring every dataset to the generators' side."""
+        sources = {self.data: self.study.dataset}
+        sources |= dict(zip(self.also(), self.study.also, strict=True))
+        for target, source in sources.items():
+            if not target.exists():
+                with progress(f"prepare {source.name}") as tell:
+                    settings = self.study.prepare
+                    prepare(Dataset.open(source), target, settings, lambda i, n: tell(i, n, ""))
+        for name in ("train", "test"):
+            if not has_boxes(self.real.split(name)):
+                raise DataError(f"{self.study.dataset}: its {name} split has no box to find")
+        return True
+
+    # Generators and their images
+
+    def generator(self, name: str, d: int) -> Path:
+        """The run folder of a generator."""
+        of_draw = self.study.generators[name].of == "draw"
+        return self.out / "generators" / (f"{name}-draw{d}" if of_draw else name)
+
+    def train_generator(self, name: str, d: int = 0) -> bool:
+        """On slices with lesions of training patients alone, and tumour-free ones where wanted."""
+        source, folder = self.study.generators[name], self.generator(name, d)
+        data = TrainingData(
+            data=self.data,
+            patients=self.drawn[d] if source.of == "draw" else self.others,
+            boxed=True,
+            also=self.also() if source.also else (),
+        )
+        folder.parent.mkdir(exist_ok=True)
+        with training(f"train {folder.name}") as show:
+            if folder.exists():
+                outcome = resume(
+                    folder, minutes=self.minutes_left, device=self.device, progress=show
+                )
+            else:
+                outcome = fit(
+                    source.name,
+                    folder,
+                    data,
+                    settings=source.settings(),
+                    seed=self.study.seed,
+                    minutes=self.minutes_left,
+                    device=self.device,
+                    progress=show,
+                )
+        if outcome.stopped == "signal":
+            raise KeyboardInterrupt
+        return outcome.stopped != "minutes"
+
+    def set_of(self, name: str, d: int, *, curated: bool = False) -> Path:
+        """The folder of a synthetic set."""
+        return self.out / "sets" / f"{name}-draw{d}{'-curated' * curated}"
+
+    def wanted(self, name: str, d: int) -> tuple[int, int]:
+        """Images that the set-ups need of a set: at all, and after curation."""
+        parts = [part for setup in self.study.setups for part in setup.parts if part.set == name]
+        n = len(self.slices(d)) * self.study.variety
+        curated = ceil(n * max([0.0, *(part.ratio for part in parts if part.curated)]))
+        return max(ceil(n * max(part.ratio for part in parts)), SPARE * curated), curated
+
+    def draw_set(self, name: str, d: int) -> bool:
+        """As many images as the set-ups need."""
+        folder, (n, _) = self.set_of(name, d), self.wanted(name, d)
+        if folder.exists():
+            return True
+        folder.parent.mkdir(exist_ok=True)
+        with progress(f"draw {folder.name}") as tell:
+            if name == PASTE:
+                paste(
+                    self.slices(d),
+                    folder,
+                    n=n,
+                    seed=self.study.seed,
+                    progress=lambda i, of: tell(i, of, ""),
+                )
+            else:
+                run, source = self.generator(name, d), self.study.generators[name]
+                onto = Dataset.open(self.also()[0]).split("train") if source.also else None
+                draw(
+                    [run],
+                    folder,
+                    n=n,
+                    seed=self.study.seed + d,
+                    onto=(onto or self.slices(d)) if paints(run) else None,
+                    device="cpu" if self.device == "auto" else self.device,
+                    progress=lambda i, of: tell(i, of, ""),
+                )
+        for run_id, saw in Dataset.open(folder).generators_saw.items():
+            check_no_leak(self.real.splits, saw, what=f"the generator {run_id}")
+        return True
+
+    def judged(self, name: str, d: int) -> Path:
+        """Where the verdict on a set is kept."""
+        return self.out / "judged" / f"{name}-draw{d}"
+
+    def verdict(self, name: str, d: int) -> dict[str, Any]:
+        """What `judge` found."""
+        found: dict[str, Any] = read_json(self.judged(name, d) / "verdict.json")
+        return found
+
+    def judge(self, name: str, d: int) -> bool:
+        """Let the draw's own detector, trained on its real slices, look for the ordered lesions;
+        keep the images in which it finds them, and refuse sets in which they are too few."""
+        folder = self.judged(name, d)
+        if (folder / "verdict.json").is_file():
+            return True
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn, run = Dataset.open(self.set_of(name, d)), self.cell_folder(BASELINE, d, 0)
+        found = find_in(run, drawn, device=self.device)
+        decisions = decide(found, drawn)
+        (folder / "decisions.csv").unlink(missing_ok=True)  # of a call that was killed here
+        write_decisions(decisions, folder / "decisions.csv")
+        write_findings(folder / "found.npz", found)
+        real = self.real.split("validation")
+        real = real.take(np.flatnonzero([len(real.boxes(i)) > 0 for i in range(len(real))]))
+        of_real = decide(find_in(run, real, device=self.device), real)
+        verdict = gate(decisions, of_real, least=self.study.least_found)
+        wanted, reason = self.wanted(name, d)[1], verdict.reason
+        passed = sum(decisions.keep.values())
+        admitted = verdict.admitted and passed >= wanted
+        if verdict.admitted and not admitted:
+            reason = f"refused: {passed} images passed, {wanted} are needed"
+        curated = self.set_of(name, d, curated=True)
+        if wanted and admitted and not curated.exists():
+            curate(drawn, decisions, curated)
+        write_json(
+            folder / "verdict.json",
+            {
+                "drawn": len(drawn),
+                "passed": passed,
+                "rate": pass_rate(decisions),
+                "real_rate": pass_rate(of_real),
+                "admitted": admitted,
+                "reason": reason,
+                "diversity": diversity(drawn),
+                "real_diversity": diversity(self.slices(d)),
+                "copies": drawn.about.get("copy_check"),
+            },
+        )
+        return True
+
+    # Detectors
+
+    def refused(self, setup: Setup, d: int) -> str | None:
+        """Why a set-up is not run on a draw."""
+        for part in setup.parts:
+            path = self.judged(part.set, d) / "verdict.json"
+            verdict = read_json(path) if path.is_file() else None
+            if verdict is not None and not verdict["admitted"]:
+                return f"{part.set}{self.on(d)}: {verdict['reason']}"
+        return None
+
+    def cell_folder(self, setup: str, d: int, seed: int) -> Path:
+        """The folder of one detector."""
+        return self.out / "cells" / f"{slug(setup)}-draw{d}-seed{seed}"
+
+    def cell_task(self, setup: Setup, d: int, seed: int) -> Task:
+        """One detector, trained and tested."""
+        return f"{setup.name}{self.on(d)}, seed {seed}", partial(self.cell, setup, d, seed)
+
+    def cell(self, setup: Setup, d: int, seed: int) -> bool:
+        """Train a detector and test it, unless that was done or its images were refused."""
+        folder = self.cell_folder(setup.name, d, seed)
+        if read_cell(folder, self.data) is not None or self.refused(setup, d) is not None:
+            return True
+        folder.parent.mkdir(exist_ok=True)
+        detector = self.study.detector
+        config, loop = detector.settings()
+        pool = {"real": Pool([self.slices(d)])}  # anchors, classes: the same for every row
+        fitted = load_entry(detector.name).fitted(config, pool)
+        if not setup.classic:
+            fitted = fitted.model_copy(update={"augment": None})
+        patients = (*self.drawn[d], *(self.others if setup.others else ()))
+        data = TrainingData(
+            data=self.data,
+            patients=patients if self.study.slices else (),
+            synthetic=tuple(self.mixed(part, d) for part in setup.parts),
+            repeat=self.study.variety if setup.parts else 1,
+            synthetic_first=setup.synthetic_first,
+        )
+        title = f"{setup.name}{self.on(d)}, seed {seed}"
+        with training(title) as show:
+            done = run_cell(
+                folder,
+                {"setup": setup.name, "draw": d},
+                data,
+                (fitted, loop),
+                name=detector.name,
+                seed=self.study.seed + seed,
+                minutes=self.minutes_left,
+                device=self.device,
+                progress=show,
+            )
+        return done is not None
+
+    def mixed(self, part: Part, d: int) -> Mixed:
+        """The images of a part."""
+        folder = self.set_of(part.set, d, curated=part.curated)
+        return Mixed(folder=folder, ratio=part.ratio)
+
+    def cells(self) -> tuple[dict[str, list[Cell]], dict[str, str]]:
+        """The finished detectors of each set-up, on the draws and seeds that every set-up has; and
+        why a set-up has none."""
+        found: dict[str, dict[tuple[int, int], Cell]] = {}
+        refused: dict[str, str] = {}
+        places = [(d, seed) for d in range(self.study.draws) for seed in range(self.study.seeds)]
+        for d, seed in places:
+            for setup in self.study.setups:
+                cell = read_cell(self.cell_folder(setup.name, d, seed), self.data)
+                if cell is not None:
+                    found.setdefault(setup.name, {})[d, seed] = cell
+                elif why := self.refused(setup, d):
+                    refused.setdefault(setup.name, why)
+        run = {name: own for name, own in found.items() if name not in refused}
+        common = [place for place in places if all(place in own for own in run.values())]
+        return {name: [own[place] for place in common] for name, own in run.items()}, refused
+
+    def findings(self, name: str, d: int) -> Any:
+        """What the draw's own detector found in a set."""
+        drawn = Dataset.open(self.set_of(name, d))
+        return read_findings(self.judged(name, d) / "found.npz", drawn)
+
+    def report(self) -> bool:
+        """The table of the draws and seeds that every set-up has."""
+        write_report(self.out, account(self))
+        say(f"report: {self.out / 'report.html'} (also report.md and table.json)")
+        return True
+
+
+def slug(name: str) -> str:
+    """A file's name."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name).split())
+
+
+def paints(run: Path) -> bool:
+    """Whether a generator paints into real slices."""
+    entry = load_entry(read_json(run / "run.json")["name"])
+    return "background" in getattr(entry.system, "conditions", ())
+
+
+def diversity(dataset: Dataset) -> dict[str, float]:
+    """Spread of pixels and features of some cases, at random but fixed."""
+    order = np.random.default_rng(0).permutation(len(dataset))[:MEASURED]
+    value_range = dataset.about["value_range"]
+    images = np.stack([signed_unit(dataset.values(int(i)), value_range) for i in order])
+    return {kind: round(found, 4) for kind, found in spreads(torch.from_numpy(images)).items()}
