@@ -351,7 +351,7 @@ PRESETS: dict[str, Preset] = {
             checkpoint_every=500,
             validate_every=500,
             validate_from=1_500,
-            keep_best="sensitivity_iou50",
+            keep_best="ap_iou50",
         ),
     ),
     "smoke": Preset(
