@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from synthoma.data.boxes import iou
 from synthoma.data.case import Case, Image, Real, Synthetic
 from synthoma.data.dataset import Dataset, resplit
 from synthoma.data.store import DatasetWriter
@@ -279,3 +280,164 @@ def test_only_cases_with_a_box_are_taken_when_asked(brains):
     assert 0 < len(boxed) < len(every)
     assert all(len(case.boxes) for case in boxed)
     assert sum(len(case.boxes) > 0 for case in every) == len(boxed)
+
+
+PAINT = {
+    "side_px": 32,
+    "patch_px": 16,
+    "width": 8,
+    "widest": 16,
+    "batch_size": 8,
+    "feature_side_px": 32,
+    "strides": (4,),
+}
+
+
+@pytest.fixture(scope="module")
+def paint(brains):
+    """A GAN that paints into real slices: four steps of training are enough to look at orders."""
+    run = brains.folder.parent / "paint"
+    overrides = {"system": PAINT, "train": {"steps": 4, "precision": "float32"}}
+    fit("paint", run, TrainingData(data=brains.folder), preset="smoke", overrides=overrides)
+    return run
+
+
+@pytest.fixture(scope="module")
+def painted(paint, brains):
+    return draw([paint], brains.folder.parent / "painted", n=40, seed=0)
+
+
+def region_of(run, boxes):
+    """The pixels that painting these boxes may change."""
+    system, _ = load_trained(run)
+    return system.painted_region(torch.tensor(boxes, dtype=torch.float32)).any(0).numpy()
+
+
+def test_what_is_not_painted_is_the_stored_background_bit_for_bit(paint, painted, brains):
+    real = {case.case_id: case for case in brains.split("train")}
+    for case in painted:
+        behind = real[case.origin.conditions["background"]].image.values
+        region = region_of(paint, case.origin.conditions["painted"])
+        assert case.image.values.dtype == behind.dtype == np.uint8
+        assert np.array_equal(case.image.values[:, ~region], behind[:, ~region])
+        assert not np.array_equal(case.image.values, behind)
+
+
+def test_a_painted_case_has_the_boxes_of_its_background_and_those_that_were_painted(
+    paint, painted, brains
+):
+    real = {case.case_id: case for case in brains.split("train")}
+    more = 0
+    for case in painted:
+        told = case.origin.conditions
+        own = real[told["background"]].boxes
+        assert np.array_equal(case.boxes[: len(own)], own)
+        assert case.boxes[len(own) :].tolist() == told["painted"]
+        assert len(told["painted"]) == len(told["looks"]) > 0
+        assert told["boxes_of"] != told["background"]
+        assert not iou(own, np.array(told["painted"])).any()
+        region = region_of(paint, told["painted"])
+        for y0, x0, y1, x1 in own:  # what is there already is not painted over
+            rows = slice(int(np.floor(y0)), int(np.ceil(y1)))
+            assert not region[rows, int(np.floor(x0)) : int(np.ceil(x1))].any()
+        more += len(own) > 0
+    assert 0 < more < len(painted)
+
+
+def test_lesions_are_painted_on_tissue(painted, brains):
+    real = {case.case_id: case for case in brains.split("train")}
+    for case in painted:
+        behind = real[case.origin.conditions["background"]].image.values[0]
+        for y0, x0, y1, x1 in np.rint(case.origin.conditions["painted"]).astype(int):
+            inside = behind[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
+            assert inside.mean() > behind.min() + 0.15 * (float(behind.max()) - behind.min())
+
+
+def test_painting_is_the_same_however_many_workers(paint, painted, tmp_path):
+    again = draw([paint], tmp_path / "again", n=40, seed=0, workers=3)
+    assert bytes_of(again) == bytes_of(painted)
+
+
+def test_looks_stay_with_their_boxes_when_these_are_moved(tmp_path):
+    """A small dark lesion and a large bright one; one at a time is pushed out of the image."""
+    values = np.full((1, 32, 32), 100, np.uint8)
+    values[0, 0:4, 14:18], values[0, 20:32, 10:22] = 20, 220
+    boxes = np.array([[0, 14, 4, 18], [20, 10, 32, 22]], np.float32)
+    with DatasetWriter(tmp_path / "two", patients_from="made", value_range=(0, 255)) as writer:
+        writer.add(Case("c", "p", Image(values), boxes=boxes))
+    far = CONDITIONS.model_copy(update={"shift": 0.4})
+    orders = orders_from(Dataset.open(tmp_path / "two"), 32, seed=3, conditions=far, looks=True)
+    seen = set()
+    for i in range(60):
+        order = orders(i)
+        for box, (contrast, _) in zip(order.boxes, order.looks, strict=True):
+            assert (contrast > 0) == (box[3] - box[1] > 6)
+        seen.add(len(order.boxes))
+    assert seen == {1, 2}
+
+
+def test_lesions_are_painted_into_slices_that_are_given(paint, brains, tmp_path):
+    config = BrainConfig(side_px=32, patients=5, slices_per_patient=2, lesions_max=0)
+    normal = renamed(write_brains(tmp_path / "n", config, seed=4), tmp_path / "normal", "healthy")
+    drawn = draw([paint], tmp_path / "drawn", n=12, seed=0, onto=normal)
+    ids = {case.case_id for case in normal}
+    seen = sorted({*brains.splits["train"], *normal.patients})
+    for case in drawn:
+        assert case.origin.conditions["background"] in ids
+        assert list(case.origin.trained_on) == seen
+        assert case.boxes.tolist() == case.origin.conditions["painted"]
+        assert case.label == brains.labels[-1] or case.label in brains.labels
+
+
+def renamed(dataset, out, prefix):
+    """The same images of other patients."""
+    from dataclasses import replace
+
+    with DatasetWriter(out, patients_from="made", value_range=(0, 255)) as writer:
+        for case in dataset:
+            names = {
+                "case_id": f"{prefix}-{case.case_id}",
+                "patient_id": f"{prefix}-{case.patient_id}",
+            }
+            writer.add(replace(case, **names))
+    return Dataset.open(out)
+
+
+def test_slices_of_held_out_patients_are_not_painted_into(paint, brains, tmp_path):
+    with pytest.raises(LeakError, match="saw 2 test patient"):
+        draw([paint], tmp_path / "drawn", n=2, seed=0, onto=brains.split("test"))
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_a_gan_that_does_not_paint_refuses_backgrounds(cpggan, brains, tmp_path):
+    with pytest.raises(SettingsError, match="paints into no image"):
+        draw([cpggan], tmp_path / "drawn", n=2, seed=0, onto=brains.split("train"))
+
+
+def test_a_background_without_a_place_is_passed_over_and_counted(paint, brains, tmp_path):
+    """Black slices have none: there is only air."""
+    from dataclasses import replace
+
+    with DatasetWriter(tmp_path / "mixed", patients_from="made", value_range=(0, 255)) as writer:
+        for i, case in enumerate(brains.split("train")):
+            values = case.image.values if i % 4 == 0 else np.zeros_like(case.image.values)
+            values = values + np.uint8(0)
+            values[0, 0, 0] = i  # two black slices are one image
+            writer.add(replace(case, image=Image(values)))
+    onto = Dataset.open(tmp_path / "mixed")
+    drawn = draw([paint], tmp_path / "drawn", n=20, seed=0, onto=onto)
+    (counted,) = drawn.about["dropped"].values()
+    assert counted["n"] > 10
+    bright = {case.case_id for case in onto if case.image.values.mean() > 5}
+    assert {case.origin.conditions["background"] for case in drawn} <= bright
+    assert len(drawn) == 20
+
+
+def test_boxes_on_the_command_line_get_the_looks_of_training_lesions(paint, tmp_path):
+    box = [0.4, 0.4, 0.6, 0.6]
+    drawn = draw([paint], tmp_path / "boxed", n=8, seed=0, boxes=[box])
+    for case in drawn:
+        np.testing.assert_allclose(
+            case.origin.conditions["painted"], [[12.8, 12.8, 19.2, 19.2]], 1e-5
+        )
+    assert len({str(case.origin.conditions["looks"]) for case in drawn}) > 4

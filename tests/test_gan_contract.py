@@ -26,12 +26,21 @@ GROWING = {
     "average_decay": 0.9,
 }
 FEATURES = {"feature_side_px": 32, "strides": (4, 8), "head_width": 16, "head_start": 2}
+PAINT = {
+    "side_px": 16,
+    "patch_px": 16,
+    "width": 8,
+    "widest": 32,
+    "batch_size": 8,
+    "feature_side_px": 32,
+    "strides": (4, 8),
+}
 SMALL = {
     "pggan": GROWING,
     "cpggan": GROWING,
     "pix2pix": {"side_px": 16, "width": 8, "batch_size": 8, "learning_rate": 2e-3},
     "hybrid": GROWING | FEATURES | {"projected_from": 101},
-    "paint": {"side_px": 16, "patch_px": 16, "width": 8, "widest": 32, "batch_size": 8},
+    "paint": PAINT,
 }
 
 

@@ -2,24 +2,24 @@
 
     slice (n, c, side, side) + box + look -> patch around the box, its middle hidden (m, c, p, p)
     hidden patch + noise -> Generator -> patch (m, c, p, p) -> back into the slice, in its region
-    patch -> Critic "context" -> logits;  its middle beside the look -> Critic "lesion" -> logits
+    patch -> frozen features -> Context -> logits;  its middle beside box and look -> Lesion -> logits
 
 Papers:
   Han et al. 2019, Synthesizing diverse lung nodules wherever massively: 3D multi-conditional
   GAN-based CT image augmentation for object detection, https://arxiv.org/abs/1906.04962
 Differs from the paper, whose MCGAN is 3D; this is ours, in 2D, for small sets: the region follows
-the box and has a soft rim, so that there is no seam; looks are measured in the images (contrast,
-ring; see `nn/conditions.py`) in place of annotated sizes and attenuations, and what is painted is
-measured, too; half of the lesions in a step are painted with the look of another; both critics
-play the hinge game under spectral normalisation; two noises must give two lesions.
+the box and has a soft rim, so that there is no seam; looks (see `nn/conditions.py`) stand in for
+annotated sizes and attenuations, and what is painted is measured, too; half of a step's lesions
+are painted with the look of another; the context critic sees frozen features (hinge loss), the
+lesion critic pixels (LSGAN); two noises must give two lesions.
 """
 
-from collections.abc import Iterator
-from typing import Self, cast
+from collections.abc import Callable
+from typing import Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -29,16 +29,17 @@ from synthoma.data.classic import STILL
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.errors import DataError, SettingsError
+from synthoma.nn import features
 from synthoma.nn.blocks import batch_spread
 from synthoma.nn.conditions import draw_looks, lesion_looks
-from synthoma.nn.losses import HINGE
+from synthoma.nn.losses import HINGE, LEAST_SQUARES
+from synthoma.nn.patches import Region, cut, in_turn, one_box_each, put_back
 
 #: Covered, contrast, ring.
 CONDITION_CHANNELS = 3
-#: Exponent of the region's outline: 2 is an ellipse, more is nearer to its box.
-ROUNDNESS = 4
 #: Side of the noise, which is stretched over the hidden region.
 NOISE_PX = 8
+Stride = Literal[2, 4, 8, 16, 32]
 
 
 class PaintConfig(BaseModel):
@@ -56,13 +57,18 @@ class PaintConfig(BaseModel):
     width: int = Field(48, ge=8, description="Feature maps at full resolution.")
     widest: int = Field(192, ge=8, description="Most feature maps at any resolution.")
     batch_size: int = Field(16, ge=2)
-    learning_rate: float = Field(5e-4, gt=0, description="Of generator and critics.")
+    feature_side_px: int = Field(256, ge=32, description="Side at which the frozen network looks.")
+    strides: tuple[Stride, ...] = Field((4, 8), min_length=1, description="Of the maps it sees.")
+    head_width: int = Field(64, ge=1)
+    learning_rate: float = Field(5e-4, gt=0, description="Of the generator.")
+    critic_rate: float = Field(1e-3, gt=0, description="Of the critics.")
     reconstruction_weight: float = Field(
         2.0, ge=0, description="Of the L1 distance to the real lesion, where its look was ordered."
     )
-    look_weight: float = Field(2.0, ge=0, description="Of |look painted - look ordered|.")
+    look_weight: float = Field(3.0, ge=0, description="Of |look painted - look ordered|.")
     diversity_weight: float = Field(0.1, ge=0, description="Of the mode-seeking term.")
-    lesion_weight: float = Field(1.0, ge=0, description="Of the lesion critic beside the other.")
+    context_weight: float = Field(1.0, ge=0, description="Of the context critic's game.")
+    lesion_weight: float = Field(1.0, ge=0, description="Of the lesion critic's game.")
     average_decay: float = Field(0.995, ge=0, lt=1, description="Of the generator's average.")
     flip: bool = Field(True, description="Mirror real slices along both axes.")
 
@@ -100,7 +106,7 @@ class Generator(nn.Module):
         condition: Float[Tensor, "n k p p"],
         noise: Float[Tensor, "n h h"],
     ) -> Float[Tensor, "n c p p"]:
-        """What the region shall show; outside of it, what is there.
+        """What the region shall show.
 
         Args:
             patch: Real pixels; what `alpha` hides is taken away here.
@@ -119,8 +125,7 @@ class Generator(nn.Module):
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             x = F.interpolate(x, scale_factor=2, mode="nearest")
             x = F.leaky_relu(normed(up(torch.cat([x, skip], dim=1))), 0.2)
-        fill = (hidden + self.exit(x).float()).clamp(-1.1, 1.1)
-        return torch.lerp(patch, fill, alpha)
+        return (hidden + self.exit(x).float()).clamp(-1.1, 1.1)
 
 
 def normed(x: Float[Tensor, "n c y x"]) -> Float[Tensor, "n c y x"]:
@@ -128,27 +133,59 @@ def normed(x: Float[Tensor, "n c y x"]) -> Float[Tensor, "n c y x"]:
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-6).rsqrt()
 
 
-class Critic(nn.Module):
-    """image -> a map of logits, of (side / 8)^2; spectral normalisation."""
+class Context(nn.Module):
+    """Maps of the frozen network -> maps of logits, from a head on each; spectral normalisation."""
 
-    def __init__(self, channels: int, width: int, widest: int) -> None:
+    def __init__(self, config: PaintConfig) -> None:
         super().__init__()
-        widths = [channels, *(min(width << k, widest) for k in (1, 2, 3))]
-        self.downs = nn.ModuleList(
-            spectral_norm(nn.Conv2d(widths[k], widths[k + 1], 4, stride=2, padding=1))
-            for k in range(3)
+        self.heads = nn.ModuleDict(
+            {str(s): Head(features.CHANNELS[s], config.head_width) for s in config.strides}
         )
-        self.last = spectral_norm(nn.Conv2d(widths[3] + 1, widths[3], 3, padding=1))
-        self.logit = spectral_norm(nn.Conv2d(widths[3], 1, 1))
 
-    def forward(self, image: Float[Tensor, "n c y x"]) -> Float[Tensor, "n 1 h w"]:
+    def forward(self, maps: dict[int, Tensor]) -> list[Float[Tensor, "n 1 h w"]]:
+        """A map of logits for each map of features."""
+        return [self.heads[str(stride)](seen) for stride, seen in maps.items()]
+
+
+class Head(nn.Module):
+    """features -> logits, (n, channels, h, w) -> (n, 1, h, w)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.entry = spectral_norm(nn.Conv2d(channels, width, 1))
+        self.conv = spectral_norm(nn.Conv2d(width + 1, width, 3, padding=1))
+        self.logit = spectral_norm(nn.Conv2d(width, 1, 1))
+
+    def forward(self, seen: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
         """Logits; minibatch standard deviation within groups of four."""
-        x = image
-        for down in self.downs:
-            x = F.leaky_relu(down(x), 0.2)
-        spread = batch_spread(x).to(x.dtype).expand(-1, 1, *x.shape[-2:])
-        x = F.leaky_relu(self.last(torch.cat([x, spread], dim=1)), 0.2)
+        x = F.leaky_relu(self.entry(seen), 0.2)
+        spread = batch_spread(x).expand(-1, 1, *x.shape[-2:])
+        x = F.leaky_relu(self.conv(torch.cat([x, spread], dim=1)), 0.2)
         return cast(Tensor, self.logit(x))
+
+
+class Lesion(nn.Module):
+    """The middle of a patch beside its condition -> a map of logits; three halvings."""
+
+    def __init__(self, config: PaintConfig) -> None:
+        super().__init__()
+        seen = config.channels + CONDITION_CHANNELS
+        widths = [seen, *(min(config.width << k, config.widest) for k in (1, 2, 3))]
+        self.downs = nn.ModuleList(
+            nn.Conv2d(widths[k], widths[k + 1], 4, stride=2, padding=1) for k in range(3)
+        )
+        self.logit = nn.Conv2d(widths[3] + 1, 1, 3, padding=1)
+
+    def forward(
+        self, patch: Float[Tensor, "n c p p"], condition: Float[Tensor, "n k p p"]
+    ) -> Float[Tensor, "n 1 h w"]:
+        """Logits; minibatch standard deviation within groups of four."""
+        edge = patch.shape[-1] // 8
+        x = torch.cat([patch, condition], dim=1)[..., edge:-edge, edge:-edge]
+        for k, down in enumerate(self.downs):
+            x = F.leaky_relu(down(x) if k == 0 else normed(down(x)), 0.2)
+        spread = batch_spread(x).to(x.dtype).expand(-1, 1, *x.shape[-2:])
+        return cast(Tensor, self.logit(torch.cat([x, spread], dim=1)))
 
 
 class Paint(GAN):
@@ -160,42 +197,37 @@ class Paint(GAN):
         super().__init__()
         self.config = config
         self.generator = Generator(config)
-        self.context = Critic(config.channels, config.width, config.widest)
-        lesion_channels = config.channels + CONDITION_CHANNELS
-        self.lesion = Critic(lesion_channels, config.width, config.widest)
+        self.context = Context(config)
+        self.lesion = Lesion(config)
+        self.region = Region(config.around, config.margin, config.least_margin_px, config.rim)
         self.noise_shape = (NOISE_PX, NOISE_PX)
         self.side_px = config.side_px
 
     def request(self, step: int) -> Request:
         """Real slices with the boxes of their lesions."""
-        augment = STILL.model_copy(update={"flip_x": True, "flip_y": True})
-        return Request(
-            self.config.batch_size,
-            self.config.side_px,
-            ("image", "boxes"),
-            augment=augment if self.config.flip else None,
-        )
+        flip, config = self.config.flip, self.config
+        augment = STILL.model_copy(update={"flip_x": True, "flip_y": True}) if flip else None
+        return Request(config.batch_size, config.side_px, ("image", "boxes"), augment=augment)
 
     def players(self, step: int) -> tuple[Player, ...]:
         """Both critics as one player, then the generator; rates fall to a tenth."""
 
-        def adam(*nets: nn.Module) -> torch.optim.Optimizer:
+        def adam(rate: float, *nets: nn.Module) -> torch.optim.Optimizer:
             weights = [p for net in nets for p in net.parameters()]
-            rate = self.config.learning_rate
             return torch.optim.Adam(weights, lr=rate, betas=(0.0, 0.99), fused=True)
 
         def falling(step: int, steps: int) -> float:
             return 1 - 0.9 * step / steps
 
-        critics, decay = (self.context, self.lesion), self.config.average_decay
+        config, critics = self.config, (self.context, self.lesion)
         return (
-            Player("critics", critics, adam(*critics), rate=falling),
+            Player("critics", critics, adam(config.critic_rate, *critics), rate=falling),
             Player(
                 "generator",
                 (self.generator,),
-                adam(self.generator),
+                adam(config.learning_rate, self.generator),
                 rate=falling,
-                average=lambda step: min(decay, step / (step + 10)),
+                average=lambda step: min(config.average_decay, step / (step + 10)),
             ),
         )
 
@@ -205,35 +237,32 @@ class Paint(GAN):
         Raises:
             DataError: No slice of the batch has a box.
         """
-        config = self.config
-        if "painted" not in turn.shared:
-            turn.shared |= self.play(batch, turn)
-        shown = {name: turn.shared[name] for name in PLAYED}
+        config, shown = self.config, turn.shared
+        if "painted" not in shown:
+            shown |= self.play(batch, turn)
         real, fake, condition = shown["real"], shown["painted"], shown["condition"]
         n = len(real)
         if player == "critics":
-            beside = [
-                middle(torch.cat([x, c], dim=1))
-                for x, c in (
-                    (real, shown["own"]),
-                    (fake.detach(), condition),
-                    (real, shown["own"].roll(1, 0)),
-                )
-            ]
-            right, drawn = self.context(real), self.context(fake.detach())
-            fits, made, wrong = (self.lesion(x) for x in beside)
-            turn.shared["log/real"], turn.shared["log/fake"] = right.mean(), drawn.mean()
+            fake = fake.detach()
+            with torch.no_grad():
+                maps = self.maps(real), self.maps(fake)
+            with torch.autocast(real.device.type, enabled=False):
+                right, drawn = (self.context(seen) for seen in maps)
+            own, others = shown["own"], shown["own"].roll(1, 0)
+            fits, made = self.lesion(real, own), self.lesion(fake, condition)
+            wrong = self.lesion(real, others)
+            shown["log/real"] = torch.stack([m.mean() for m in right]).mean().detach()
+            shown["log/fake"] = torch.stack([m.mean() for m in drawn]).mean().detach()
             return {
-                "context": HINGE.critic(right, drawn),
-                "lesion": config.lesion_weight * HINGE.critic(fits, made),
-                "mismatched": config.lesion_weight * 0.5 * F.relu(1 + wrong).mean(),
+                "context": mean_of(HINGE.critic, right, drawn),
+                "lesion": LEAST_SQUARES.critic(fits, made),
+                "mismatched": 0.25 * wrong.square().mean(),
             }
-        made = self.lesion(middle(torch.cat([fake, condition], dim=1)))
-        terms = {
-            "context": HINGE.generator(self.context(fake)),
-            "lesion": config.lesion_weight * HINGE.generator(made),
-        }
+        made = self.lesion(fake, condition)
+        terms = {"lesion": config.lesion_weight * LEAST_SQUARES.generator(made)}
         with torch.autocast(real.device.type, enabled=False):
+            drawn = self.context(self.maps(fake))
+            terms["context"] = config.context_weight * mean_of(HINGE.generator, drawn)
             look = lesion_looks(fake.float(), shown["boxes"], torch.arange(n, device=real.device))
             terms["looks"] = config.look_weight * (look - shown["looks"]).abs().mean()
             alpha, same = shown["alpha"], shown["same"][:, None, None, None]
@@ -247,12 +276,18 @@ class Paint(GAN):
                 terms["diversity"] = config.diversity_weight / (apart + 0.02)
         return terms
 
+    def maps(self, patch: Float[Tensor, "n c p p"]) -> dict[int, Tensor]:
+        """What the frozen network sees in a patch."""
+        return features.maps(patch, self.config.strides, self.config.feature_side_px)
+
     def play(self, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """Paint over one lesion of each slice that has any."""
         config, image = self.config, batch["image"]
         device, chance = image.device, turn.generator
         boxes, case = one_box_each(batch["boxes"].to(image.dtype), batch["box_case"], chance)
-        patches, local, alpha = self.cut(image[case], boxes)
+        if not len(boxes):
+            raise DataError("no slice of a batch has a box to paint over; train with --boxed")
+        patches, local, alpha = cut(image[case], boxes, self.region, config.patch_px)
         n = len(boxes)
         each = torch.arange(n, device=device)
         looks = lesion_looks(patches, local, each)
@@ -266,7 +301,7 @@ class Paint(GAN):
         noise = torch.randn(n, *self.noise_shape, generator=chance).to(image)
         played = {
             "real": patches,
-            "painted": self.generator(patches, alpha, condition, noise),
+            "painted": torch.lerp(patches, self.generator(patches, alpha, condition, noise), alpha),
             "alpha": alpha,
             "boxes": local,
             "looks": wanted,
@@ -276,28 +311,13 @@ class Paint(GAN):
         }
         half = max(1, n // 2)
         noise = torch.randn(half, *self.noise_shape, generator=chance).to(image)
-        played["second"] = self.generator(patches[:half], alpha[:half], condition[:half], noise)
-        return played
-
-    def cut(
-        self, image: Float[Tensor, "m c y x"], boxes: Float[Tensor, "m 4"]
-    ) -> tuple[Float[Tensor, "m c p p"], Float[Tensor, "m 4"], Float[Tensor, "m 1 p p"]]:
-        """The patches around boxes, one an image; the boxes in pixels of the patch; alpha."""
-        config, side = self.config, image.shape[-1]
-        low, size = patch_frames(boxes, config)
-        along = (torch.arange(config.patch_px, device=boxes.device) + 0.5) / config.patch_px
-        places = low[:, :, None] + size[:, None, None] * along  # (m, 2, p) in slice pixels
-        y = places[:, 0, :, None].expand(-1, -1, config.patch_px)
-        x = places[:, 1, None, :].expand(-1, config.patch_px, -1)
-        grid = torch.stack([x, y], dim=-1) * 2 / side - 1
-        patch = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
-        local = (boxes - low.repeat(1, 2)) * (config.patch_px / size[:, None])
-        return patch, local, alpha_at(boxes, y, x, config)[:, None]
+        few, hidden = patches[:half], alpha[:half]
+        second = self.generator(few, hidden, condition[:half], noise)
+        return played | {"second": torch.lerp(few, second, hidden)}
 
     def painted_region(self, boxes: Float[Tensor, "m 4"]) -> Bool[Tensor, "m side side"]:
         """Which pixels of a slice painting each box may change."""
-        y, x = pixels(len(boxes), self.config.side_px, boxes.device)
-        return alpha_at(boxes, y, x, self.config) > 0
+        return self.region.alpha_in_slice(boxes, self.config.side_px)[:, 0] > 0
 
     @torch.no_grad()
     def sample(
@@ -315,110 +335,21 @@ class Paint(GAN):
                 asked for.
         """
         image, boxes, case, looks = checked(given, noise, self.config)
+        p = self.config.patch_px
         for rank, chosen in enumerate(in_turn(case)):
             mine, own = case[chosen], boxes[chosen]
-            patch, local, alpha = self.cut(image[mine], own)
+            patch, local, alpha = cut(image[mine], own, self.region, p)
             each = torch.arange(len(own), device=own.device)
-            p = self.config.patch_px
             condition = draw_looks(local, looks[chosen], each, images=len(own), side_px=p)
             fresh = noise[mine].roll(rank, dims=2)  # another noise for each lesion of a slice
-            painted = self.generator(patch, alpha, condition, fresh).clamp(-1, 1)
-            image[mine] = self.put_back(image[mine], painted, own)
+            fill = self.generator(patch, alpha, condition, fresh).clamp(-1, 1)
+            image[mine] = put_back(image[mine], fill, own, self.region)
         return image
 
-    def put_back(
-        self,
-        image: Float[Tensor, "m c y x"],
-        painted: Float[Tensor, "m c p p"],
-        boxes: Float[Tensor, "m 4"],
-    ) -> Float[Tensor, "m c y x"]:
-        """The slices with their patches in place, faded in at the rim of the region."""
-        low, size = patch_frames(boxes, self.config)
-        y, x = pixels(len(boxes), self.config.side_px, boxes.device)
-        alpha = alpha_at(boxes, y, x, self.config)[:, None]
-        y = (y - low[:, 0, None, None]) / size[:, None, None]
-        x = (x - low[:, 1, None, None]) / size[:, None, None]
-        grid = torch.stack([x, y], dim=-1) * 2 - 1
-        back = F.grid_sample(painted, grid, padding_mode="border", align_corners=False)
-        return torch.where(alpha > 0, back, image)
 
-
-#: What critics leave for the generator.
-PLAYED = (
-    "real", "painted", "second", "alpha", "boxes", "looks", "same", "own", "condition",
-)  # fmt: skip
-
-
-def middle(patch: Float[Tensor, "n c p p"]) -> Float[Tensor, "n c h h"]:
-    """The middle of a patch, three quarters of its side."""
-    edge = patch.shape[-1] // 8
-    return patch[..., edge:-edge, edge:-edge]
-
-
-def one_box_each(
-    boxes: Float[Tensor, "m 4"], case: Int[Tensor, " m"], chance: torch.Generator
-) -> tuple[Float[Tensor, "k 4"], Int[Tensor, " k"]]:
-    """A random box of each image that has any."""
-    if not len(boxes):
-        raise DataError("no slice of a batch has a box to paint over; train with --boxed")
-    order = torch.randperm(len(case), generator=chance).to(case.device)
-    first = {int(case[k]): int(k) for k in order.tolist()}
-    kept = torch.tensor([first[i] for i in sorted(first)], device=case.device)
-    return boxes[kept], case[kept]
-
-
-def patch_frames(
-    boxes: Float[Tensor, "m 4"], config: PaintConfig
-) -> tuple[Float[Tensor, "m 2"], Float[Tensor, " m"]]:
-    """The low corner (y, x) of the square patch around each box, and its side, in slice pixels."""
-    reach = half_reach(boxes, config).max(dim=1).values
-    longer = (boxes[:, 2:] - boxes[:, :2]).max(dim=1).values
-    size = torch.maximum(config.around * longer, 2.5 * reach)  # some surroundings, always
-    return (boxes[:, :2] + boxes[:, 2:]) / 2 - size[:, None] / 2, size
-
-
-def half_reach(boxes: Float[Tensor, "m 4"], config: PaintConfig) -> Float[Tensor, "m 2"]:
-    """How far from a box's middle its region reaches, along y and x."""
-    half = (boxes[:, 2:] - boxes[:, :2]) / 2
-    return half + (config.margin * half).clamp_min(config.least_margin_px)
-
-
-def alpha_at(
-    boxes: Float[Tensor, "m 4"],
-    y: Float[Tensor, "m h w"],
-    x: Float[Tensor, "m h w"],
-    config: PaintConfig,
-) -> Float[Tensor, "m h w"]:
-    """How much is painted at places of a slice: 1 within, 0 outside of the region, smooth between.
-
-    The region is a superellipse, near to its box but round at the corners.
-    """
-    reach, centre = half_reach(boxes, config), (boxes[:, :2] + boxes[:, 2:]) / 2
-    v = (y - centre[:, 0, None, None]).abs() / reach[:, 0, None, None]
-    u = (x - centre[:, 1, None, None]).abs() / reach[:, 1, None, None]
-    radius = (u**ROUNDNESS + v**ROUNDNESS) ** (1 / ROUNDNESS)
-    t = ((1 - radius) / config.rim).clamp(0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def pixels(m: int, side_px: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The middles (m, side, side) of a slice's pixels, y and x."""
-    along = torch.arange(side_px, device=device) + 0.5
-    y, x = torch.meshgrid(along, along, indexing="ij")
-    return y.expand(m, -1, -1), x.expand(m, -1, -1)
-
-
-def in_turn(case: Int[Tensor, " m"]) -> Iterator[Int[Tensor, " k"]]:
-    """Boxes to paint at once: the first of each image, then the second, ..."""
-    seen: dict[int, int] = {}
-    turns: list[list[int]] = []
-    for k, i in enumerate(case.tolist()):
-        rank = seen.get(i, 0)
-        seen[i] = rank + 1
-        if rank == len(turns):
-            turns.append([])
-        turns[rank].append(k)
-    return (torch.tensor(chosen, device=case.device) for chosen in turns)
+def mean_of(loss: Callable[..., Tensor], *maps: list[Tensor]) -> Float[Tensor, ""]:
+    """The mean over maps of a loss of one or two of them."""
+    return torch.stack([loss(*own) for own in zip(*maps, strict=True)]).mean()
 
 
 def checked(
@@ -457,11 +388,11 @@ PRESETS: dict[str, Preset] = {
         TrainSettings(steps=100_000, precision="bf16", sample_every=5_000, checkpoint_every=2_000),
     ),
     "small": Preset(
-        PaintConfig(side_px=64, patch_px=32, width=32, widest=96),
-        TrainSettings(steps=3_000, precision="bf16", sample_every=500),
+        PaintConfig(side_px=64, patch_px=32, width=32, widest=96, feature_side_px=64),
+        TrainSettings(steps=1_200, precision="bf16", sample_every=300),
     ),
     "smoke": Preset(
-        PaintConfig(side_px=32, patch_px=32, width=16, widest=64, batch_size=8),
+        PaintConfig(side_px=32, patch_px=32, width=16, widest=64, batch_size=8, feature_side_px=64),
         TrainSettings(steps=300, precision="bf16", sample_every=100),
     ),
 }
