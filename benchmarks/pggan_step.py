@@ -2,14 +2,15 @@
 
     OMP_NUM_THREADS=1 python benchmarks/pggan_step.py [--pairs 7]
 
-A minute or two on one core, six on one that is shared. Prints JSON, then a line for people. A step is: critic with gradient
-penalty, generator, both Adams, the moving average. The *plain* step is in this file: NCHW,
-float32, critic passes apart, average pooling after the activation, the textbook penalty, nothing
-else wasteful (no kept graphs, no gradients that nobody uses). The *fast* one is the product's
-own, `Game.make_step`. They alternate, one thread, and each fast step is divided into the plain one
-of its round; so is the whole loop, `synthoma.engine.train` with batches from memory. The time of a
-3x3 convolution (64 channels, 256x256, batch 4, NCHW float32) is beside them, for other machines,
-and ratios of CPU seconds beside those of the clock, for machines with other jobs.
+About two minutes on one core; six where others share it. Prints JSON, then a line for people. A
+step is: critic with gradient penalty, generator, both Adams, the moving average. The *plain* step
+is in this file: NCHW, float32, critic passes apart, average pooling after the activation, the
+textbook penalty, nothing else wasteful (no kept graphs, no gradients that nobody uses). The *fast*
+one is the product's own, `Game.make_step`. They alternate, one thread, and each fast step is
+divided into the plain one of its round; so is the whole loop, `synthoma.engine.train` with batches
+from memory. The time of a 3x3 convolution (64 channels, 256x256, batch 4, NCHW float32) is beside
+them, for other machines, and ratios of CPU seconds beside those of the clock, for machines with
+other jobs.
 
 Two things make the fast step another function than the plain one, as in Karras et al.'s program
 and by our setting `frozen_spread`: its critic averages before the activation, and its penalty takes
