@@ -39,6 +39,8 @@ from synthoma.zoo import load_entry
 BASELINE = "real + classic"
 #: The synthetic set that no generator draws.
 PASTE = "cut-and-paste"
+#: Lesions that `paint` paints into tumour-free slices.
+PAINT_NORMAL = "paint-normal"
 
 
 class Trained(BaseModel):
@@ -64,7 +66,10 @@ class Source(Trained):
         "training patients in no draw (one generator for all draws).",
     )
     also: bool = Field(
-        False, description="The tumour-free extra slices too (to draw, or to paint into)."
+        False, description="The tumour-free extra slices too: to learn from, or to paint into."
+    )
+    shares: str = Field(
+        "", description="Nothing is trained: the images are another generator's of this study."
     )
 
 
@@ -153,6 +158,8 @@ class Study(BaseModel):
                     f"prepare.side_px is {self.prepare.side_px}, but {name} draws at "
                     f"{source.system['side_px']} px: resolution would tell real from synthetic"
                 )
+            if source.shares and source.shares not in self.generators:
+                raise ValueError(f"{name} shares {source.shares!r}, which is no generator here")
             if source.also and not self.also:
                 raise ValueError(f"{name} wants tumour-free slices; give them with --also")
         return self
@@ -164,8 +171,9 @@ SEEDS = {"paper": 3, "small": 1, "smoke": 1}
 RATIOS = {"paper": (1.0, 2.0, 4.0), "small": (1.0, 2.0), "smoke": (1.0, 2.0)}
 
 
-def rows(scale: str, *, ratios: tuple[float, ...], low_data: bool) -> tuple[Setup, ...]:
-    """The set-ups of a scale; with little data, those that need other patients too."""
+def rows(scale: str, *, ratios: tuple[float, ...], low_data: bool, also: bool) -> tuple[Setup, ...]:
+    """The set-ups of a scale; with little data, those that need other patients too; with
+    tumour-free slices, those that paint into them."""
 
     def row(*parts: Part, name: str = "", first: float = 0, others: bool = False) -> Setup:
         said = name or " + ".join(
@@ -190,6 +198,8 @@ def rows(scale: str, *, ratios: tuple[float, ...], low_data: bool) -> tuple[Setu
         row(pasted, good),
         row(pasted, painted),
     ]
+    if also:
+        many += [row(Part(set=PAINT_NORMAL, curated=True))]
     if low_data:
         many += [
             row(Part(set="own", curated=True)),
@@ -226,17 +236,25 @@ def settings_for(
             f"no settings study.{sorted(wrong)}; allowed: ratios, without, variety, least_found, "
             "seeds"
         )
-    setups = rows(scale, ratios=checked(own.pop("ratios", RATIOS[scale])), low_data=bool(slices))
+    setups = rows(
+        scale,
+        ratios=checked(own.pop("ratios", RATIOS[scale])),
+        low_data=bool(slices),
+        also=bool(also),
+    )
     left_out = own.pop("without", [])
     names = [*dict.fromkeys(part.set for setup in setups for part in setup.parts)]
     if not isinstance(left_out, list) or (wrong := set(left_out) - set(names)):
         raise SettingsError(f"study.without={left_out}; allowed: a list of {', '.join(names)}")
     setups = tuple(s for s in setups if not {part.set for part in s.parts} & set(left_out))
     used = {part.set for setup in setups for part in setup.parts} - {PASTE}
+    if "paint" not in used:
+        used.discard(PAINT_NORMAL)
+        setups = tuple(s for s in setups if PAINT_NORMAL not in {part.set for part in s.parts})
     if not used:
         raise SettingsError("every set-up with a generator was left out")
     parts = ["study", "prepare", "detector", "detector_train"]
-    parts += [name + more for name in sorted(used) for more in ("", "_train")]
+    parts += [name + more for name in sorted(used - {PAINT_NORMAL}) for more in ("", "_train")]
     if wrong := set(overrides) - set(parts):
         raise SettingsError(f"no settings {sorted(wrong)}; allowed: {', '.join(parts)}")
 
@@ -254,8 +272,11 @@ def settings_for(
             **trained(name, "hybrid" if name == "own" else name),
             of="others" if name == "hybrid" and slices else "draw",
         )
-        for name in sorted(used)
+        for name in sorted(used - {PAINT_NORMAL})
     }
+    if PAINT_NORMAL in used and "paint" in generators:
+        shared = {"also": True, "shares": "paint"}
+        generators[PAINT_NORMAL] = generators["paint"].model_copy(update=shared)
     side_px = {"side_px": next(iter(generators.values())).system["side_px"]}
     study = Study(
         dataset=dataset.absolute(),

@@ -30,6 +30,7 @@ from synthoma.data.dataset import Dataset
 from synthoma.data.prepare import prepare
 from synthoma.data.split import check_no_leak, draw_patients
 from synthoma.data.store import read_json, write_json
+from synthoma.data.subset import subset
 from synthoma.errors import DataError
 from synthoma.phantoms.folder import write_brains
 from synthoma.report.page import write_report
@@ -55,6 +56,8 @@ Task = tuple[str, Callable[[], bool]]
 
 #: So many times more images are drawn than are wanted where they are curated.
 SPARE = 3
+#: Why an extra slice is left out.
+LESION = "it has a lesion"
 #: Images whose spread is measured.
 MEASURED = 256
 
@@ -77,8 +80,9 @@ class Work:
         study = self.study
         yield [("draw phantoms", self.draw_phantoms)]
         yield [("prepare", self.prepare)]
-        of_others = [name for name, source in study.generators.items() if source.of == "others"]
-        of_draw = [name for name, source in study.generators.items() if source.of == "draw"]
+        trained = {name: s.of for name, s in study.generators.items() if not s.shares}
+        of_others = [name for name, of in trained.items() if of == "others"]
+        of_draw = [name for name, of in trained.items() if of == "draw"]
         sets = {part.set for setup in study.setups for part in setup.parts}
         judge = next(setup for setup in study.setups if setup.name == BASELINE)
         for d in range(study.draws):
@@ -216,14 +220,22 @@ class Work:
         return True
 
     def prepare(self) -> bool:
-        """Bring every dataset to the generators' side."""
+        """Bring every dataset to the generators' side; of the extra slices keep those without a
+        lesion."""
+        whole = {folder: folder.with_name(f"{folder.name}-whole") for folder in self.also()}
         sources = {self.data: self.study.dataset}
-        sources |= dict(zip(self.also(), self.study.also, strict=True))
+        sources |= dict(zip(whole.values(), self.study.also, strict=True))
         for target, source in sources.items():
             if not target.exists():
                 with progress(f"prepare {source.name}") as tell:
                     settings = self.study.prepare
                     prepare(Dataset.open(source), target, settings, lambda i, n: tell(i, n, ""))
+        for free, prepared in whole.items():
+            if not free.exists():
+                cases = Dataset.open(prepared)
+                boxed = np.array([len(cases.boxes(i)) > 0 for i in range(len(cases))], bool)
+                names = [cases[int(i)].case_id for i in np.flatnonzero(boxed)]
+                subset(cases, free, np.flatnonzero(~boxed), dropped={LESION: names}, about={})
         for name in ("train", "test"):
             if not has_boxes(self.real.split(name)):
                 raise DataError(f"{self.study.dataset}: its {name} split has no box to find")
@@ -233,6 +245,7 @@ class Work:
 
     def generator(self, name: str, d: int) -> Path:
         """The run folder of a generator."""
+        name = self.study.generators[name].shares or name
         of_draw = self.study.generators[name].of == "draw"
         return self.out / "generators" / (f"{name}-draw{d}" if of_draw else name)
 
