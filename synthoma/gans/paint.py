@@ -2,7 +2,7 @@
 
     slice (n, c, side, side) + box + look -> patch around the box, its middle hidden (m, c, p, p)
     hidden patch + noise -> Generator -> patch (m, c, p, p) -> back into the slice, in its region
-    patch -> frozen features -> Context -> logits;  its middle beside box and look -> Lesion -> logits
+    patch -> frozen features -> Context -> logits;  its middle, box, look -> Lesion -> logits
 
 Papers:
   Han et al. 2019, Synthesizing diverse lung nodules wherever massively: 3D multi-conditional
