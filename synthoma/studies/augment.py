@@ -107,6 +107,8 @@ class Study(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: str = Field("augment", description="augment, or the paper whose table it is.")
+    remarks: tuple[str, ...] = Field((), description="What the report warns of, besides its own.")
     dataset: Path
     also: tuple[Path, ...] = Field((), description="Tumour-free slices, for generators alone.")
     scale: str
@@ -115,6 +117,7 @@ class Study(BaseModel):
     detector: Trained
     setups: tuple[Setup, ...] = Field(min_length=2)
     phantoms: BrainConfig | None = Field(None, description="Draw these as the dataset first.")
+    normal_phantoms: BrainConfig | None = Field(None, description="And these as `also`.")
     slices: int = Field(
         0, ge=0, description="Training slices of a draw, of whole patients; 0: all of them."
     )
@@ -258,18 +261,9 @@ def settings_for(
     if wrong := set(overrides) - set(parts):
         raise SettingsError(f"no settings {sorted(wrong)}; allowed: {', '.join(parts)}")
 
-    def trained(part: str, system: str) -> dict[str, Any]:
-        preset = load_entry(system).presets[scale]
-        own, loop = overrides.get(part, {}), overrides.get(f"{part}_train", {})
-        return {
-            "name": system,
-            "system": replaced(preset.system, own, part).model_dump(mode="json"),
-            "train": replaced(preset.train, loop, f"{part}_train"),
-        }
-
     generators = {
         name: Source(
-            **trained(name, "hybrid" if name == "own" else name),
+            **preset(name, "hybrid" if name == "own" else name, scale, overrides),
             of="others" if name == "hybrid" and slices else "draw",
         )
         for name in sorted(used - {PAINT_NORMAL})
@@ -284,7 +278,7 @@ def settings_for(
         scale=scale,
         prepare=replaced(Prepare(), side_px | dict(overrides.get("prepare", {})), "prepare"),
         generators=generators,
-        detector=Trained(**trained("detector", "yolov3")),
+        detector=Trained(**preset("detector", "yolov3", scale, overrides)),
         setups=setups,
         slices=slices,
         draws=draws,
@@ -293,6 +287,18 @@ def settings_for(
         seed=seed,
     )
     return replaced(study, own, "study")
+
+
+def preset(
+    part: str, system: str, scale: str, overrides: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The fields of a `Trained`: a system's settings at a scale, those of its part replaced."""
+    own = load_entry(system).presets[scale]
+    return {
+        "name": system,
+        "system": replaced(own.system, overrides.get(part, {}), part).model_dump(mode="json"),
+        "train": replaced(own.train, overrides.get(f"{part}_train", {}), f"{part}_train"),
+    }
 
 
 def checked(ratios: Any) -> tuple[float, ...]:
@@ -312,10 +318,11 @@ def begin(out: Path, study: Study) -> None:
     Raises:
         SettingsError: `out` exists already.
     """
+    verb = "augment" if study.name == "augment" else "study"
     if out.exists():
         raise SettingsError(
             f"{out} exists already; nothing is overwritten: give another --out, or continue it "
-            f"with `synthoma augment --resume {out}`"
+            f"with `synthoma {verb} --resume {out}`"
         )
     command = shlex.join(["synthoma", *sys.argv[1:]])
     with new_folder(out) as folder:

@@ -209,14 +209,15 @@ class Work:
 
     def draw_phantoms(self) -> bool:
         """Where the study is on phantoms."""
-        if self.study.phantoms is not None and not self.study.dataset.exists():
-            with progress("draw phantom brains") as tell:
-                write_brains(
-                    self.study.dataset,
-                    self.study.phantoms,
-                    seed=self.study.seed,
-                    progress=lambda i, n: tell(i, n, ""),
-                )
+        study = self.study
+        wanted = {study.dataset: study.phantoms}
+        wanted |= dict.fromkeys(study.also, study.normal_phantoms)
+        for folder, brains in wanted.items():
+            if brains is not None and not folder.exists():
+                with progress(f"draw {folder.name}") as tell:
+                    write_brains(
+                        folder, brains, seed=study.seed, progress=lambda i, n: tell(i, n, "")
+                    )
         return True
 
     def prepare(self) -> bool:
