@@ -1,5 +1,6 @@
-"""The report of an `augment` study, from what its folder holds."""
+"""The report of a study, from what its folder holds."""
 
+import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from synthoma.studies.detection import IOUS, PRIMARY, THRESHOLD, Cell, adherence
 if TYPE_CHECKING:
     from synthoma.studies.work import Work
 
+TITLE = "Does synthetic data help?"
 QUESTION = (
     "Does a detector find more lesions when labelled synthetic slices are added to its real "
     "training slices? Each row is a detector trained from scratch for the same number of steps, "
@@ -64,6 +66,7 @@ def account(work: "Work") -> Report:
     from synthoma.studies.augment import BASELINE, PASTE  # noqa: PLC0415 (it imports this file)
 
     study = work.study
+    title, question, published = told(study.name)
     cells, refused = work.cells()
     real = work.real
     test, train = real.split("test"), work.slices(0)
@@ -73,18 +76,18 @@ def account(work: "Work") -> Report:
     first = next((name for name in sets if name in obeyed and name != PASTE), None)
     pasted = [s.name for s in study.setups if [p.set for p in s.parts] == [PASTE]]
     table = Table(
-        study="augment",
+        study=study.name,
         task="detect",
         patients_from=real.about["patients_from"],
         primary=PRIMARY,
         rows=make_rows(cells, baseline=BASELINE, seed=study.seed, also=pasted),
         refused=tuple(Refused(setup=name, reason=why) for name, why in refused.items()),
         adherence=Adherence(**obeyed[first]) if first and "ordered" in obeyed[first] else None,
-        published=PUBLISHED,
+        published=published,
     )
     return Report(
-        title=f"Does synthetic data help? {study.dataset.name}, scale {study.scale}",
-        question=QUESTION,
+        title=f"{title} {study.dataset.name}, scale {study.scale}",
+        question=question,
         table=table,
         warnings=[*warnings(work, table, len(test.patients), sets, drawn), *untold],
         notes=[*notes(work), *choices(work, cells)],
@@ -97,7 +100,7 @@ def account(work: "Work") -> Report:
             *(grid_of(work, name, pasted=name == PASTE) for name in sets),
             Grid(
                 "Training slices (phantoms) and their boxes"
-                if study.scale == "demo"
+                if study.phantoms is not None
                 else "Real training slices and their boxes",
                 pictures(train, picked(train, PICTURES, study.seed)),
                 synthetic=False,
@@ -115,6 +118,15 @@ def account(work: "Work") -> Report:
         seconds=work.seconds,
         data=facts(work),
     )
+
+
+def told(name: str) -> tuple[str, str, tuple[PublishedRow, ...]]:
+    """The title and the question of a study, and a paper's rows; those of a paper's study are in
+    its own file."""
+    if name == "augment":
+        return TITLE, QUESTION, PUBLISHED
+    paper = importlib.import_module(f"synthoma.studies.{name}")
+    return paper.TITLE, paper.QUESTION, paper.PUBLISHED
 
 
 def adherence_of(
@@ -212,8 +224,9 @@ def warnings(
             "by their data. This run shows that the chain works; it cannot show whether synthetic "
             "data helps."
         )
-    if study.scale == "demo":
+    if study.phantoms is not None:
         said.append("The brains are phantoms made from nothing; nothing here is about patients.")
+    said += study.remarks
     wanted, done = study.draws * study.seeds, table.rows[0].seeds
     if done < wanted:
         said.append(f"Unfinished: {done} of {wanted} trainings a set-up; --resume goes on.")
@@ -222,7 +235,7 @@ def warnings(
             "One draw, one seed: the intervals hold the chance of test patients, not that of "
             "training."
         )
-    if study.also:
+    if study.also and study.normal_phantoms is None:
         names = ", ".join(folder.name for folder in study.also)
         said.append(
             f"Tumour-free slices come from another set ({names}), so from other scanners: a "
