@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from synthoma.data.batches import Request, Server
 from synthoma.data.boxes import iou
 from synthoma.data.case import Case, Image, Real, Synthetic
 from synthoma.data.dataset import Dataset, resplit
@@ -441,3 +442,42 @@ def test_boxes_on_the_command_line_get_the_looks_of_training_lesions(paint, tmp_
             case.origin.conditions["painted"], [[12.8, 12.8, 19.2, 19.2]], 1e-5
         )
     assert len({str(case.origin.conditions["looks"]) for case in drawn}) > 4
+
+
+def test_more_different_synthetic_images_keep_the_ratio_of_a_batch(brains, tmp_path):
+    honest = copy_as_if_drawn_by_one_who_saw(brains, tmp_path / "honest", brains.splits["train"])
+    n = len(brains.split("train"))
+    mixed = (Mixed(folder=honest, ratio=0.25),)
+    pools = open_pools(TrainingData(data=brains.folder, synthetic=mixed, repeat=4))
+    assert (pools.n_real, pools.n_synthetic) == (n, n)
+    sizes = [len(dataset) for dataset in pools.domains["real"].datasets]
+    assert sizes == [n, n, n, n, n]  # each real case four times, n different synthetic ones
+
+
+def test_several_synthetic_sets_each_have_their_ratio(brains, tmp_path):
+    honest = copy_as_if_drawn_by_one_who_saw(brains, tmp_path / "honest", brains.splits["train"])
+    mixed = (Mixed(folder=honest, ratio=1), Mixed(folder=honest, ratio=0.5))
+    pools = open_pools(TrainingData(data=brains.folder, synthetic=mixed))
+    n = len(brains.split("train"))
+    assert [len(d) for d in pools.domains["real"].datasets] == [n, n, round(n / 2)]
+
+
+def test_synthetic_first_serves_them_alone_and_then_real_ones_alone(brains, tmp_path):
+    side = brains.values(0).shape[-1]
+    with DatasetWriter(tmp_path / "black", patients_from="made", value_range=(0, 255)) as writer:
+        for i in range(len(brains)):
+            origin = Synthetic("some-run", 0, {}, tuple(brains.splits["train"]))
+            black = Image(np.zeros((1, side, side), np.uint8))
+            writer.add(Case(f"s{i}", f"s{i}", black, boxes=np.zeros((0, 4)), origin=origin))
+    mixed = (Mixed(folder=tmp_path / "black"),)
+    pools = open_pools(TrainingData(data=brains.folder, synthetic=mixed, synthetic_first=0.5))
+    server = Server(pools.domains, seed=0, opening=(2, pools.opening))
+
+    def black(step: int) -> list[bool]:
+        images = server(Request(8, side), step, 0)["image"]
+        return [bool((image == -1).all()) for image in images]
+
+    assert black(1) == black(2) == [True] * 8
+    assert black(3) == black(4) == [False] * 8
+    with pytest.raises(SettingsError, match="without a synthetic folder"):
+        open_pools(TrainingData(data=brains.folder, synthetic_first=0.5))

@@ -289,7 +289,8 @@ class Work:
         parts = [part for setup in self.study.setups for part in setup.parts if part.set == name]
         n = len(self.slices(d)) * self.study.variety
         curated = ceil(n * max([0.0, *(part.ratio for part in parts if part.curated)]))
-        return max(ceil(n * max(part.ratio for part in parts)), SPARE * curated), curated
+        most = n * max(part.ratio for part in parts)  # and some, as copies of patients are dropped
+        return max(ceil(1.1 * most) + 8, SPARE * curated), curated
 
     def draw_set(self, name: str, d: int) -> bool:
         """As many images as the set-ups need."""
