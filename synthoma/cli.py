@@ -16,6 +16,7 @@ import typer
 from synthoma import __version__
 from synthoma.cli_data import data_app
 from synthoma.cli_sets import curate, paste, privacy
+from synthoma.cli_studies import augment, demo, study
 from synthoma.console import progress, say, training
 from synthoma.errors import SettingsError, SynthomaError
 from synthoma.options import (
@@ -239,77 +240,6 @@ def evaluate(
 
 
 @app.command()
-def augment(
-    ctx: typer.Context,
-    dataset: Annotated[Path | None, typer.Argument(help="A dataset folder.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to create.")] = None,
-    task: Annotated[str, typer.Option(help="detect.")] = "detect",
-    scale: Annotated[str, typer.Option(help="paper, small or smoke.")] = "paper",
-    also: Annotated[
-        list[Path] | None, typer.Option(help="Tumour-free slices for generators alone.")
-    ] = None,
-    slices: Annotated[
-        int,
-        typer.Option(min=0, help="Low data: train on so many slices of whole patients; 0: all."),
-    ] = 0,
-    draws: Annotated[
-        int, typer.Option(min=1, help="How many such draws of patients, no patient in two.")
-    ] = 1,
-    seed: Seed = 0,
-    minutes: Minutes = None,
-    device: Device = "auto",
-    config: Config = None,
-    replaced: Set = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this study folder.")] = None,
-) -> None:
-    """Does synthetic data help here? Train the generator and detectors, and print one table.
-
-    Example: synthoma augment brains --task detect --scale smoke --out runs/does-it-help
-    """
-    from synthoma.data.dataset import Dataset
-    from synthoma.studies import augment as study
-
-    if task != "detect":
-        raise SettingsError(f"--task {task}; allowed: detect")
-    if resume is not None:
-        only_beside_resume(ctx, "minutes", "device")
-        folder = resume
-    else:
-        if dataset is None or out is None:
-            raise SettingsError("give DATASET and --out, or --resume STUDY")
-        folder = out
-        settings = read_settings(config, replaced)
-        Dataset.open(dataset)
-        wanted = study.settings_for(
-            dataset,
-            scale=scale,
-            also=also or [],
-            seed=seed,
-            slices=slices,
-            draws=draws,
-            overrides=settings,
-        )
-        study.begin(out, wanted)
-    if not study.go_on(folder, minutes=minutes, device=device):
-        say(f"time is up; synthoma augment --resume {folder}")
-
-
-@app.command()
-def demo(
-    out: Out = Path("demo"),
-    seed: Seed = 0,
-) -> None:
-    """The whole chain on embedded phantoms, in minutes on a CPU.
-
-    Phantom brains -> a box-conditioned GAN -> labelled synthetic slices -> detectors with and
-    without them -> OUT/report.html.
-    """
-    from synthoma.studies import augment as study
-
-    study.demo(out, seed=seed)
-
-
-@app.command()
 def zoo() -> None:
     """What there is to train."""
     from synthoma.zoo import SYSTEMS, load_entry
@@ -352,7 +282,7 @@ def doctor() -> None:
         say(line)
 
 
-for verb in (paste, curate, privacy):
+for verb in (paste, curate, privacy, augment, demo, study):
     app.command()(verb)
 
 

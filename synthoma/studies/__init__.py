@@ -1,1 +1,6 @@
 """One paper one file, and `augment` for data of your own."""
+
+#: Papers whose tables `synthoma study` makes, each a file here: what is asked.
+PAPERS: dict[str, str] = {
+    "cpggan_metastases": "brain metastases found with CPGGAN's images (Han et al. 2019, table 1)",
+}
