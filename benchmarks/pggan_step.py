@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/pggan_step.py [--pairs 7]
 
-About two minutes on one core; six where others share it. Prints JSON, then a line for people. A
+Three minutes on one core; six where others share it. Prints JSON, then a line for people. A
 step is: critic with gradient penalty, generator, both Adams, the moving average. The *plain* step
 is in this file: NCHW, float32, critic passes apart, average pooling after the activation, the
 textbook penalty, nothing else wasteful (no kept graphs, no gradients that nobody uses). The *fast*
