@@ -23,9 +23,10 @@ DETECTOR = ["side_px=64", "test_side_px=64", "width=0.125"]
 SMALLER = {
     "train cpggan": [f"system.{item}" for item in GAN] + ["train.steps=20"],
     "train yolov3": [f"system.{item}" for item in DETECTOR] + ["train.steps=3"],
-    "augment brains": [f"generator.{item}" for item in GAN]
+    "augment brains": [f"hybrid.{item}" for item in [*GAN, "projected_from=18"]]
+    + ["paint.side_px=32", "paint.batch_size=4"]
     + [f"detector.{item}" for item in DETECTOR]
-    + ["generator_train.steps=20", "detector_train.steps=3", "study.seeds=1"],
+    + ["hybrid_train.steps=20", "paint_train.steps=3", "detector_train.steps=3"],
 }
 
 
