@@ -18,6 +18,7 @@ __all__ = [
     "Detector",
     "Losses",
     "Player",
+    "Refiner",
     "Request",
     "System",
     "Turn",
@@ -94,6 +95,10 @@ class System(nn.Module, ABC):
     def after_move(self, player: str, batch: Batch, turn: Turn) -> None:
         """Called after each optimiser step, for weight clipping or a history buffer."""
 
+    training_only: tuple[str, ...] = ()
+    """Buffers that only training needs and that hold images: checkpoints have them, the model to
+    share does not."""
+
     def stage(self, step: int) -> Hashable:
         """Where a schedule stands. When it changes, the engine deals fresh players."""
         return None
@@ -118,6 +123,24 @@ class GAN(System):
             noise: (n, *noise_shape), standard normal.
             given: What the images shall show, as `conditions` says. Boxes are in pixels of the
                 finished image, and looks go with them.
+        """
+
+
+class Refiner(System):
+    """A `System` that makes images of one domain, "source", look like those of another, "real"."""
+
+    side_px: int
+    """Side of the images."""
+    style_shape: tuple[int, ...] = ()
+    """Of one image's style; empty where the image alone decides what becomes of it."""
+
+    @abstractmethod
+    def refine(self, image: Tensor, style: Tensor | None = None) -> Tensor:
+        """The images, of the same shape and in [-1, 1], as the other domain would show them.
+
+        Args:
+            image: (n, c, side_px, side_px) of the source, in [-1, 1].
+            style: (n, *style_shape), standard normal, where the system takes one.
         """
 
 
