@@ -109,7 +109,8 @@ SMOKE: dict[str, dict[str, Any]] = {
     "pix2pix_train": {"steps": 300},
     "detector_train": {"steps": 120},
 }
-PARTS = ("cpggan", "pix2pix", "detector")
+#: What is trained, by the name of its settings.
+PARTS = {"cpggan": "cpggan", "pix2pix": "pix2pix", "detector": "yolov3"}
 
 
 def settings_for(
@@ -150,7 +151,7 @@ def settings_for(
             "paper's; `synthoma augment` takes others)"
         )
     told = merged(SMOKE if scale == "smoke" else {}, overrides)
-    fields = {part: preset(part, part, scale, told) for part in PARTS}
+    fields = {part: preset(part, system, scale, told) for part, system in PARTS.items()}
     normal = dataset is None or bool(also)
     generators = {
         name: Source(**fields[name.removesuffix("-normal")], also=learns_normal)
