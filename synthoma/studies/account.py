@@ -295,9 +295,12 @@ def notes(work: "Work") -> list[str]:
             if study.variety > 1
             else "so many different synthetic images were used."
         ),
-        "Curated: only images in which the draw's own detector finds the ordered lesion. The test "
-        "split was used once a detector.",
+        "The test split was used once a detector.",
     ]
+    if any(part.curated for setup in study.setups for part in setup.parts):
+        said.append(
+            "Curated: only images in which the draw's own detector finds the ordered lesion."
+        )
     return said
 
 

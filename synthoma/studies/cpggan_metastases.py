@@ -163,7 +163,7 @@ def settings_for(
     if scale == "smoke":
         remarks.append(
             "Not curated: images with unclear lesions are used too, where the paper discarded "
-            "them; a generator of smoke scale would leave hardly any."
+            "them; a detector of smoke scale finds too little in real slices to choose."
         )
     if not normal:
         remarks.append(
