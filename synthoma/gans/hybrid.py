@@ -26,11 +26,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from synthoma.data.batches import Pool
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.errors import SettingsError
+from synthoma.gans import pggan
 from synthoma.gans.cpggan import CPGGANConfig
-from synthoma.gans.pggan import Critic, Generator, deal, fitted, phase, play, stage
+from synthoma.gans.pggan import Critic, Generator, deal, phase, play, stage
 from synthoma.nn import features
 from synthoma.nn.blocks import batch_spread, convolution_dtype
 from synthoma.nn.conditions import draw_looks, lesion_looks
@@ -49,7 +51,9 @@ class HybridConfig(CPGGANConfig):
     projected_from: int = Field(
         2_000_000, ge=2, description="First step of the second part: heads on frozen features."
     )
-    feature_side_px: int = Field(256, ge=32, description="Side at which the frozen network looks.")
+    feature_side_px: int = Field(
+        256, ge=32, multiple_of=32, description="Side at which the frozen network looks."
+    )
     strides: tuple[Stride, ...] = Field(
         (4, 8, 16, 32), min_length=1, description="Of the feature maps that heads judge."
     )
@@ -278,6 +282,17 @@ def look_error(
     boxes, looks, case = boxes[used].repeat(2, 1), looks[used].repeat(2, 1), case[used]
     drawn = lesion_looks(fake, boxes, torch.cat([case, case + half]))
     return (drawn - looks).abs().sum() / max(1, 2 * len(looks))
+
+
+def fitted(config: HybridConfig, pools: dict[str, Pool]) -> HybridConfig:
+    """The settings with what the data decides: the number of channels.
+
+    Raises:
+        DataError: The frozen network does not look at images of so many channels.
+    """
+    found = cast(HybridConfig, pggan.fitted(config, pools))
+    features.check_channels(found.channels)
+    return found
 
 
 SYSTEM = Hybrid

@@ -57,7 +57,9 @@ class PaintConfig(BaseModel):
     width: int = Field(48, ge=8, description="Feature maps at full resolution.")
     widest: int = Field(192, ge=8, description="Most feature maps at any resolution.")
     batch_size: int = Field(16, ge=2)
-    feature_side_px: int = Field(256, ge=32, description="Side at which the frozen network looks.")
+    feature_side_px: int = Field(
+        256, ge=32, multiple_of=32, description="Side at which the frozen network looks."
+    )
     strides: tuple[Stride, ...] = Field((4, 8), min_length=1, description="Of the maps it sees.")
     head_width: int = Field(64, ge=1)
     learning_rate: float = Field(5e-4, gt=0, description="Of the generator.")
@@ -377,6 +379,7 @@ def checked(
 def fitted(config: PaintConfig, pools: dict[str, Pool]) -> PaintConfig:
     """The settings with what the data decides: the number of channels."""
     channels = pools["real"].datasets[0].values(0).shape[0]
+    features.check_channels(channels)
     return config.model_copy(update={"channels": channels})
 
 

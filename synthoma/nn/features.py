@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from synthoma.errors import DataError
+
 #: Channels of the maps at strides 2, 4, 8, 16, 32.
 CHANNELS = {2: 16, 4: 24, 8: 40, 16: 112, 32: 320}
 #: Entries of `vectors`.
@@ -79,6 +81,19 @@ def renamed(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict
     return found
 
 
+def check_channels(channels: int) -> None:
+    """Refuse images that the network cannot look at.
+
+    Raises:
+        DataError: Neither 1 nor 3 channels.
+    """
+    if channels not in (1, 3):
+        raise DataError(
+            f"images of {channels} channels; ImageNet features look at 1 or 3: choose a sequence, "
+            "or a generator that needs no features (cpggan)"
+        )
+
+
 def prepared(
     image: Float[Tensor, "n c y x"], side_px: int | None
 ) -> Float[Tensor, "n 3 side side"]:
@@ -105,11 +120,13 @@ def maps(
         side, found = x.shape[-1] * 2, {}
         for stage in network.blocks:
             x = stage(x)
-            stride = side // x.shape[-1]
+            stride = round(side / x.shape[-1])
             if stride in strides:
                 found[stride] = x  # the last stage of a stride overwrites earlier ones
             if stride >= max(strides) and x.shape[1] == CHANNELS[max(strides)]:
                 break
+    if lost := set(strides) - found.keys():
+        raise ValueError(f"side {side} px gives no maps of strides {sorted(lost)}; use n x 32 px")
     return found
 
 

@@ -22,9 +22,16 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
 from synthoma.console import duration, say
 from synthoma.data.dataset import Dataset
@@ -35,6 +42,9 @@ from synthoma.errors import DataError, SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.settings import replaced
 from synthoma.zoo import load_entry
+
+if TYPE_CHECKING:
+    from synthoma.gans.pggan import PGGANConfig
 
 BASELINE = "real + classic"
 #: The synthetic set that no generator draws.
@@ -131,6 +141,7 @@ class Study(BaseModel):
     least_found: float = Field(
         0.5,
         ge=0,
+        le=1,
         description="Refuse a set in which the ordered lesion is found in less than this share of "
         "what is found in real slices; 0 refuses none.",
     )
@@ -163,6 +174,8 @@ class Study(BaseModel):
                 )
             if source.shares and source.shares not in self.generators:
                 raise ValueError(f"{name} shares {source.shares!r}, which is no generator here")
+            if source.shares and len(self.also) > 1:
+                raise ValueError(f"{name} paints into one folder of --also; {len(self.also)} given")
             if source.also and not self.also:
                 raise ValueError(f"{name} wants tumour-free slices; give them with --also")
         return self
@@ -272,21 +285,49 @@ def settings_for(
         shared = {"also": True, "shares": "paint"}
         generators[PAINT_NORMAL] = generators["paint"].model_copy(update=shared)
     side_px = {"side_px": next(iter(generators.values())).system["side_px"]}
-    study = Study(
-        dataset=dataset.absolute(),
-        also=tuple(Dataset.open(folder).folder.absolute() for folder in also),
-        scale=scale,
-        prepare=replaced(Prepare(), side_px | dict(overrides.get("prepare", {})), "prepare"),
-        generators=generators,
-        detector=Trained(**preset("detector", "yolov3", scale, overrides)),
-        setups=setups,
-        slices=slices,
-        draws=draws,
-        variety=8 if slices else 1,
-        seeds=SEEDS[scale],
-        seed=seed,
-    )
+    if also and not any(source.also for source in generators.values()):
+        raise SettingsError(f"no set-up of scale {scale} uses tumour-free slices: leave out --also")
+    for name, source in generators.items():
+        check_that_it_finishes(name, source)
+    try:
+        study = Study(
+            dataset=dataset.absolute(),
+            also=tuple(Dataset.open(folder).folder.absolute() for folder in also),
+            scale=scale,
+            prepare=replaced(Prepare(), side_px | dict(overrides.get("prepare", {})), "prepare"),
+            generators=generators,
+            detector=Trained(**preset("detector", "yolov3", scale, overrides)),
+            setups=setups,
+            slices=slices,
+            draws=draws,
+            variety=8 if slices else 1,
+            seeds=SEEDS[scale],
+            seed=seed,
+        )
+    except ValidationError as error:
+        raise SettingsError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     return replaced(study, own, "study")
+
+
+def check_that_it_finishes(name: str, source: Source) -> None:
+    """Refuse a generator whose training would end while it grows, or before its last part."""
+    steps, last = source.train.steps, source.system.get("projected_from", 0)
+    if steps < last:
+        raise SettingsError(
+            f"{name}_train.steps={steps}, but its second part begins at step {last} "
+            f"({name}.projected_from)"
+        )
+    if "stable_images" in source.system:
+        from synthoma.gans.pggan import phase  # noqa: PLC0415 (imports torch)
+
+        config, _ = source.settings()
+        side_px, _ = phase(cast("PGGANConfig", config), steps)
+        if side_px != source.system["side_px"]:
+            raise SettingsError(
+                f"{name}_train.steps={steps}: by then it has grown to {side_px} of "
+                f"{source.system['side_px']} px; train it longer, or with fewer stable_images and "
+                "fade_images"
+            )
 
 
 def preset(
@@ -346,7 +387,15 @@ def go_on(out: Path, *, minutes: float | None = None, device: str = "auto") -> b
         raise DataError(f"{out}: not a study folder (no study.json)")
     kept = read_json(out / "study.json")
     command = kept.pop("command")
-    return Work(out, Study.model_validate(kept), command, device, minutes).run()
+    try:
+        study = Study.model_validate(kept)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "study"
+        raise DataError(
+            f"{out}/study.json: {where}: {first['msg']}; was it made by another version?"
+        ) from None
+    return Work(out, study, command, device, minutes).run()
 
 
 def demo(out: Path, *, seed: int = 0) -> None:

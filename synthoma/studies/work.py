@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from synthoma.console import progress, say, training
-from synthoma.data.batches import Pool, signed_unit
+from synthoma.data.batches import Pool
 from synthoma.data.dataset import Dataset
 from synthoma.data.prepare import prepare
 from synthoma.data.split import check_no_leak, draw_patients
@@ -37,18 +36,14 @@ from synthoma.report.page import write_report
 from synthoma.studies.account import account
 from synthoma.studies.augment import BASELINE, PASTE, Part, Setup, Study
 from synthoma.studies.detection import Cell, read_cell, read_findings, run_cell, write_findings
+from synthoma.studies.verdict import judge_set
 from synthoma.synthesis.curate import (
     curate,
-    decide,
-    find_in,
-    gate,
-    pass_rate,
     write_decisions,
 )
 from synthoma.synthesis.draw import draw
 from synthoma.synthesis.fit import Mixed, TrainingData, fit, has_boxes, resume
 from synthoma.synthesis.paste import paste
-from synthoma.synthesis.watch import spreads
 from synthoma.zoo import load_entry
 
 #: A name for people, and what does it; False where the minutes were up.
@@ -58,8 +53,6 @@ Task = tuple[str, Callable[[], bool]]
 SPARE = 3
 #: Why an extra slice is left out.
 LESION = "it has a lesion"
-#: Images whose spread is measured.
-MEASURED = 256
 
 
 class Work:
@@ -237,9 +230,22 @@ class Work:
                 boxed = np.array([len(cases.boxes(i)) > 0 for i in range(len(cases))], bool)
                 names = [cases[int(i)].case_id for i in np.flatnonzero(boxed)]
                 subset(cases, free, np.flatnonzero(~boxed), dropped={LESION: names}, about={})
-        for name in ("train", "test"):
-            if not has_boxes(self.real.split(name)):
+        for name in ("train", "validation", "test"):
+            split = self.real.split(name)
+            if not len(split) or not has_boxes(split):
                 raise DataError(f"{self.study.dataset}: its {name} split has no box to find")
+        if len(self.real.box_labels) > 1:
+            raise DataError(
+                f"{self.study.dataset}: boxes of {', '.join(self.real.box_labels)}; generators "
+                "know one kind of lesion and would mislabel: import it without classes of boxes"
+            )
+        of_others = any(source.of == "others" for source in self.study.generators.values())
+        if (of_others or any(s.others for s in self.study.setups)) and not self.others:
+            raise DataError(
+                f"{self.study.dataset}: {self.study.draws} draws of {self.study.slices} slices "
+                "take every training patient, so no others are left for generators to learn "
+                "from; give fewer --slices or --draws"
+            )
         return True
 
     # Generators and their images
@@ -333,55 +339,44 @@ class Work:
         return found
 
     def judge(self, name: str, d: int) -> bool:
-        """Let the draw's own detector, trained on its real slices, look for the ordered lesions;
-        keep the images in which it finds them, and refuse sets in which they are too few."""
+        """Let the draw's own detector, trained on its real slices, look for the ordered lesions,
+        and keep the images in which it finds them."""
         folder = self.judged(name, d)
         if (folder / "verdict.json").is_file():
             return True
         folder.mkdir(parents=True, exist_ok=True)
-        drawn, run = Dataset.open(self.set_of(name, d)), self.cell_folder(BASELINE, d, 0)
-        found = find_in(run, drawn, device=self.device)
-        decisions = decide(found, drawn)
-        (folder / "decisions.csv").unlink(missing_ok=True)  # of a call that was killed here
-        write_decisions(decisions, folder / "decisions.csv")
-        write_findings(folder / "found.npz", found)
-        real = self.real.split("validation")
-        real = real.take(np.flatnonzero([len(real.boxes(i)) > 0 for i in range(len(real))]))
-        of_real = decide(find_in(run, real, device=self.device), real)
-        verdict = gate(decisions, of_real, least=self.study.least_found)
-        wanted, reason = self.wanted(name, d)[1], verdict.reason
-        passed = sum(decisions.keep.values())
-        admitted = verdict.admitted and passed >= wanted
-        if verdict.admitted and not admitted:
-            reason = f"refused: {passed} images passed, {wanted} are needed"
-        curated = self.set_of(name, d, curated=True)
-        if wanted and admitted and not curated.exists():
-            curate(drawn, decisions, curated)
-        write_json(
-            folder / "verdict.json",
-            {
-                "drawn": len(drawn),
-                "passed": passed,
-                "rate": pass_rate(decisions),
-                "real_rate": pass_rate(of_real),
-                "admitted": admitted,
-                "reason": reason,
-                "diversity": diversity(drawn),
-                "real_diversity": diversity(self.slices(d)),
-                "copies": drawn.about.get("copy_check"),
-            },
+        drawn, curated = Dataset.open(self.set_of(name, d)), self.set_of(name, d, curated=True)
+        found = judge_set(
+            self.cell_folder(BASELINE, d, 0),
+            drawn,
+            self.slices(d),
+            least=self.study.least_found,
+            device=self.device,
         )
+        (folder / "decisions.csv").unlink(missing_ok=True)  # of a call that was killed here
+        write_decisions(found.decisions, folder / "decisions.csv")
+        write_findings(folder / "found.npz", found.findings)
+        if self.wanted(name, d)[1] and found.facts["passed"] and not curated.exists():
+            curate(drawn, found.decisions, curated)
+        write_json(folder / "verdict.json", found.facts)
         return True
 
     # Detectors
 
     def refused(self, setup: Setup, d: int) -> str | None:
-        """Why a set-up is not run on a draw."""
-        for part in setup.parts:
-            path = self.judged(part.set, d) / "verdict.json"
-            verdict = read_json(path) if path.is_file() else None
-            if verdict is not None and not verdict["admitted"]:
-                return f"{part.set}{self.on(d)}: {verdict['reason']}"
+        """Why a set-up is not run from a draw on: its images were refused there, or before."""
+        for k in range(d + 1):
+            for part in setup.parts:
+                if not (self.judged(part.set, k) / "verdict.json").is_file():
+                    continue
+                found = self.verdict(part.set, k)
+                if not found["admitted"]:
+                    return f"{part.set}{self.on(k)}: {found['reason']}"
+                n = round(len(self.slices(k)) * self.study.variety * part.ratio)
+                there = found["passed" if part.curated else "drawn"]
+                if there < n:
+                    kept = "passed" if part.curated else "were no copies"
+                    return f"{part.set}{self.on(k)}: {there} images {kept}, {n} are needed"
         return None
 
     def cell_folder(self, setup: str, d: int, seed: int) -> Path:
@@ -455,7 +450,11 @@ class Work:
         return read_findings(self.judged(name, d) / "found.npz", drawn)
 
     def report(self) -> bool:
-        """The table of the draws and seeds that every set-up has."""
+        """The table of the draws and seeds that every set-up has; made once of the same cells."""
+        made = self.out / "table.json"
+        newest = max(path.stat().st_mtime for path in self.out.glob("cells/*/cell.json"))
+        if made.is_file() and made.stat().st_mtime > newest:
+            return True
         write_report(self.out, account(self))
         say(f"report: {self.out / 'report.html'} (also report.md and table.json)")
         return True
@@ -470,11 +469,3 @@ def paints(run: Path) -> bool:
     """Whether a generator paints into real slices."""
     entry = load_entry(read_json(run / "run.json")["name"])
     return "background" in getattr(entry.system, "conditions", ())
-
-
-def diversity(dataset: Dataset) -> dict[str, float]:
-    """Spread of pixels and features of some cases, at random but fixed."""
-    order = np.random.default_rng(0).permutation(len(dataset))[:MEASURED]
-    value_range = dataset.about["value_range"]
-    images = np.stack([signed_unit(dataset.values(int(i)), value_range) for i in order])
-    return {kind: round(found, 4) for kind, found in spreads(torch.from_numpy(images)).items()}

@@ -191,7 +191,7 @@ def gate(synthetic: Decisions, real: Decisions, *, least: float = 0.5) -> Verdic
     if not 0 <= least <= 1:
         raise SettingsError(f"least {least}; allowed: 0 to 1")
     rate, real_rate = pass_rate(synthetic), pass_rate(real)
-    admitted = rate >= least * real_rate
+    admitted = rate >= least * real_rate and (real_rate > 0 or not least)
     reason = (
         f"{'admitted' if admitted else 'refused'}: the detector finds the ordered lesion in "
         f"{rate:.0%} of these images, and in {real_rate:.0%} of real ones; least allowed is "
