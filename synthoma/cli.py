@@ -227,15 +227,22 @@ def read_box(text: str) -> list[float]:
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder of a trained detector.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of a trained detector or classifier.")],
     data: Annotated[Path, typer.Option(help="A prepared dataset folder.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:
-    """Judge a trained detector on a split, with intervals over patients."""
+    """Judge a trained detector or classifier on a split, with intervals over patients."""
+    from synthoma.engine.run import Run
+    from synthoma.engine.system import Classifier
+    from synthoma.studies.classification import judge_classifier
     from synthoma.studies.detection import judge_run
+    from synthoma.zoo import load_entry
 
-    for line in judge_run(run, data, split=split, seed=seed):
+    system = load_entry(Run.open(run).facts["name"]).system
+    classifies = isinstance(system, type) and issubclass(system, Classifier)
+    judge = judge_classifier if classifies else judge_run
+    for line in judge(run, data, split=split, seed=seed):
         say(line)
 
 

@@ -1,18 +1,20 @@
-"""A trained detector on a dataset: everything it finds, and the figures that checkpoints are kept
-by."""
+"""A trained detector or classifier on a dataset: everything it says, and the figures that
+checkpoints are kept by."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from synthoma.data.batches import resize, signed_unit
 from synthoma.data.boxes import scale
 from synthoma.data.dataset import Dataset
-from synthoma.engine.system import Detector
+from synthoma.engine.system import Classifier, Detector
 from synthoma.errors import DataError
+from synthoma.metrics.classification import Answers, metrics_of
 from synthoma.metrics.detection import (
     Detections,
     Truths,
@@ -104,6 +106,83 @@ def figures(findings: Findings, *, threshold: float = 0.001) -> dict[str, float]
                 found["ap_iou50"] = average_precision(matches)
         except UndefinedMetricError:
             continue
+    return found
+
+
+def classify_all(
+    classifier: Classifier,
+    dataset: Dataset,
+    *,
+    precision: str = "float32",
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] = lambda done, n: None,
+) -> Answers:
+    """Ask a classifier about every case of a prepared 2D dataset, a batch at a time.
+
+    Raises:
+        DataError: There is no case, the set is not prepared, or a case has no label or one that
+            the classifier does not know.
+
+    Args:
+        progress: Told (cases done, cases).
+    """
+    truths = labels_of(dataset, classifier.classes)
+    device = next(classifier.parameters()).device
+    probabilities = []
+    was_training = classifier.training
+    classifier.eval()
+    for first in range(0, len(dataset), batch_size):
+        places = range(first, min(first + batch_size, len(dataset)))
+        images = [
+            resize(signed_unit(dataset.values(i), dataset.about["value_range"]), classifier.side_px)
+            for i in places
+        ]
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            answer = classifier.classify(torch.from_numpy(np.stack(images)).to(device))
+        probabilities.append(answer.double().cpu().numpy())
+        progress(places[-1] + 1, len(dataset))
+    classifier.train(was_training)
+    return Answers(
+        np.concatenate(probabilities),
+        truths,
+        np.array(dataset.patient_ids),
+        classifier.classes,
+        classifier.positive,
+    )
+
+
+def labels_of(dataset: Dataset, classes: tuple[str, ...]) -> Int64[np.ndarray, " n"]:
+    """The class of every case of a prepared dataset, by its place in `classes`.
+
+    Raises:
+        DataError: There is no case, the set is not prepared, or a case has none of the classes.
+    """
+    if not len(dataset) or dataset.about["value_range"] is None:
+        why = "no case is selected" if not len(dataset) else "run `synthoma data prepare` first"
+        raise DataError(f"{dataset.folder}: {why}")
+    place = {name: i for i, name in enumerate(classes)}
+    names = [dataset.label(i) for i in range(len(dataset))]
+    for i, name in enumerate(names):
+        if name not in place:
+            raise DataError(
+                f"{dataset.folder}: case {dataset[i].case_id!r} has the label {name!r}; allowed: "
+                f"{', '.join(classes)}"
+            )
+    return np.array([place[name] for name in names if name is not None], np.int64)
+
+
+def classifier_figures(answers: Answers) -> dict[str, float]:
+    """Accuracy, sensitivity, specificity, precision and AUC by the names of reports; what the
+    cases do not define is left out."""
+    found: dict[str, float] = {}
+    for name, metric in metrics_of([answers]).items():
+        with contextlib.suppress(UndefinedMetricError):
+            value = metric.value()
+            if not np.isnan(value):
+                found[name] = value
     return found
 
 

@@ -12,6 +12,12 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(ge=1, description="Steps in all; each player makes its moves in each.")
+    epochs: int = Field(
+        0,
+        ge=0,
+        description="Epochs in all, at most `steps` steps, for systems that count epochs; "
+        "validation is then after each, unless validate_every says otherwise. 0: count steps.",
+    )
     precision: Literal["float32", "bf16"] = Field(
         "float32",
         description="bf16: convolutions and matrix products in bfloat16, weights in float32.",

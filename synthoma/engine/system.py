@@ -13,6 +13,7 @@ from synthoma.data.batches import Batch, Request
 __all__ = [
     "GAN",
     "Batch",
+    "Classifier",
     "Condition",
     "Detections",
     "Detector",
@@ -103,6 +104,10 @@ class System(nn.Module, ABC):
         """Where a schedule stands. When it changes, the engine deals fresh players."""
         return None
 
+    def begin(self) -> None:
+        """Called once before the first step of a run, to read pre-trained weights. A run that goes
+        on and a trained system that is loaded have their own, and need no file but the run's."""
+
 
 class GAN(System):
     """A `System` that also draws images."""
@@ -162,3 +167,18 @@ class Detector(System):
     @abstractmethod
     def detect(self, image: Tensor, *, lowest_score: float = 0.001) -> list[Detections]:
         """What is found in each image (n, c, *space) in [-1, 1], from `lowest_score` up."""
+
+
+class Classifier(System):
+    """A `System` that says of which class an image is."""
+
+    classes: tuple[str, ...]
+    """Names of the classes, sorted, as batches number them."""
+    positive: str = ""
+    """Of two classes, the one that is looked for; empty: the last."""
+    side_px: int
+    """Side at which it looks at images."""
+
+    @abstractmethod
+    def classify(self, image: Tensor) -> Tensor:
+        """Probabilities (n, k) of the classes, for images (n, c, *space) in [-1, 1]."""

@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from synthoma.data.batches import Pool, Server
 from synthoma.data.dataset import Dataset
 from synthoma.data.split import check_no_leak
-from synthoma.engine.evaluate import figures, find_all
+from synthoma.engine.evaluate import classifier_figures, classify_all, figures, find_all
 from synthoma.engine.run import Run
 from synthoma.engine.settings import Preset, TrainSettings
-from synthoma.engine.system import GAN, Detector, System
+from synthoma.engine.system import GAN, Classifier, Detector, System
 from synthoma.engine.train import Outcome, Watch, train
 from synthoma.errors import DataError, ResourceError, SettingsError
 from synthoma.settings import replaced
@@ -83,7 +83,7 @@ class Pools:
     opening: Pool | None
     """Where synthetic images come first: they alone."""
     validation: Dataset | None
-    """None where that split has no case, or no box to find."""
+    """None where that split has no case."""
     seen: list[str]
     """Every patient that the run sees, itself or through a generator."""
     digest: str
@@ -117,7 +117,7 @@ def open_pools(data: TrainingData) -> Pools:
     if data.split == "train":
         check_no_leak(whole.splits, seen, what="this mixture")
     held_out = set(whole.splits.get("validation", ()))
-    validation = whole.of_patients(held_out) if held_out and data.split == "train" else None
+    validation = whole.of_patients(held_out) if data.split == "train" else None
     digest = hashlib.sha256()
     dealt = domains | ({"opening": opening} if opening is not None else {})
     for name, domain in dealt.items():
@@ -126,7 +126,7 @@ def open_pools(data: TrainingData) -> Pools:
     return Pools(
         domains,
         opening,
-        validation if validation is not None and has_boxes(validation) else None,
+        validation if validation is not None and len(validation) else None,
         seen,
         digest.hexdigest(),
         len(real),
@@ -224,6 +224,7 @@ def fit(
     pick_device(device)
     pools = open_pools(data)
     config = load_entry(name).fitted(config, pools.domains)
+    loop = in_steps(loop, config)
     facts: dict[str, Any] = {
         "name": name,
         "preset": preset if settings is None else "custom",
@@ -243,6 +244,25 @@ def fit(
     }
     run = Run.create(out, facts)
     return play_run(run, pools, minutes=minutes, device=device, progress=progress)
+
+
+def in_steps(loop: TrainSettings, config: BaseModel) -> TrainSettings:
+    """The loop's settings with those that are in epochs turned into steps.
+
+    Raises:
+        SettingsError: The system counts no epochs: its settings have no `steps_per_epoch`.
+    """
+    if not loop.epochs:
+        return loop
+    steps = getattr(config, "steps_per_epoch", None)
+    if steps is None:
+        raise SettingsError(
+            f"train.epochs={loop.epochs}: this system counts no epochs; give train.steps"
+        )
+    every = loop.validate_every or steps
+    return loop.model_copy(
+        update={"steps": min(loop.steps, loop.epochs * steps), "validate_every": every}
+    )
 
 
 def resume(
@@ -279,12 +299,14 @@ def play_run(
     facts = run.facts
     system, loop = build(facts), TrainSettings.model_validate(facts["train"])
     where = pick_device(device)
-    judged = pools.validation is not None and isinstance(system, Detector)
-    if loop.keep_best and not judged:  # nothing to choose the best by: the last weights are used
+    if not run.steps_saved():
+        system.begin()
+    judge = validator(system, pools.validation, facts, loop)
+    if loop.keep_best and judge is None:  # nothing to choose the best by: the last weights are used
         loop = loop.model_copy(update={"keep_best": "", "patience": 0})
     watch = Watch(
         progress=progress,
-        validate=validator(pools.validation, facts, loop) if judged else None,
+        validate=judge,
         picture=sampler(run, pools.domains, facts) if isinstance(system, GAN) else None,
     )
     workers = 1 if where.type == "cpu" else min(4, os.cpu_count() or 1)
@@ -342,14 +364,24 @@ def load_trained(folder: Path, device: str = "cpu") -> tuple[System, dict[str, A
 
 
 def validator(
-    validation: Dataset | None, facts: Mapping[str, Any], loop: TrainSettings
-) -> Callable[[System], dict[str, float]]:
-    """Judges a detector on the validation split, at the side at which it is tested."""
+    system: System, validation: Dataset | None, facts: Mapping[str, Any], loop: TrainSettings
+) -> Callable[[System], dict[str, float]] | None:
+    """Judges a system on the validation split, a detector at the side at which it is tested.
 
-    def judge(system: System) -> dict[str, float]:
-        if validation is None or not isinstance(system, Detector):
-            raise AssertionError("validated without a validation split")
-        side_px = facts["system"]["test_side_px"]
-        return figures(find_all(system, validation, side_px=side_px, precision=loop.precision))
+    Returns:
+        None where there is nothing to judge by: no such split, no box in it to find, or a system
+        that has no answer to be right or wrong.
+    """
+    if validation is None:
+        return None
 
-    return judge
+    def judge(own: System) -> dict[str, float]:
+        if isinstance(own, Classifier):
+            return classifier_figures(classify_all(own, validation, precision=loop.precision))
+        if isinstance(own, Detector):
+            side_px = facts["system"]["test_side_px"]
+            return figures(find_all(own, validation, side_px=side_px, precision=loop.precision))
+        raise AssertionError("a system that has no answer was validated")
+
+    answers = isinstance(system, Classifier)
+    return judge if answers or (isinstance(system, Detector) and has_boxes(validation)) else None

@@ -6,5 +6,6 @@ contract tests.
 """
 
 TASKS: dict[str, str] = {
+    "classifier": "synthoma.tasks.classifier",
     "yolov3": "synthoma.tasks.yolov3",
 }
