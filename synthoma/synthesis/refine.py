@@ -1,0 +1,225 @@
+"""Make the images of a dataset folder look real with a trained refiner, into a new folder.
+
+    case -> image in [-1, 1] at the refiner's side -> refined image, 0 to 255
+            label, boxes, traits, conditions -----> the same
+
+A refined image is a function of (run, seed, case) alone: images are refined one at a time, whoever
+is beside them, so that neither the number of workers nor the other cases change a byte.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from synthoma.data.batches import resize, signed_unit
+from synthoma.data.boxes import scale
+from synthoma.data.case import Case, Image, Synthetic
+from synthoma.data.dataset import Dataset
+from synthoma.data.split import check_no_leak
+from synthoma.data.store import DatasetWriter
+from synthoma.engine.run import Run
+from synthoma.engine.system import Refiner
+from synthoma.engine.train import generator_for, threads
+from synthoma.errors import DataError, SettingsError
+from synthoma.metrics.refining import changes
+from synthoma.synthesis.draw import all_to_train
+from synthoma.synthesis.fit import TrainingData, load_trained, select
+from synthoma.synthesis.orders import check_data, stored
+from synthoma.synthesis.privacy import BLOCK, Gallery
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """A case, and what refining did to its image (`metrics/refining.py`)."""
+
+    case: Case
+    changes: dict[str, float]
+
+
+def refine(
+    run: Path,
+    dataset: Dataset,
+    out: Path,
+    *,
+    seed: int,
+    workers: int = 2,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] = lambda done, n: None,
+) -> Dataset:
+    """Write the refined images of a dataset, in its order, into the dataset folder `out`.
+
+    Cases are synthetic, of the refiner's run, and tell whom it saw, whom the generators of the
+    dataset saw, and whom its real images show. Copies of the real images that the refiner was
+    trained on are left out and counted in dataset.json (see `privacy.py`), where there is also what
+    refining did to the images.
+
+    Args:
+        dataset: Images to refine, of the kind that the run had as its source.
+        seed: Decides the styles, for refiners that take one.
+
+    Raises:
+        SettingsError: The run is not of a refiner.
+        DataError: The run is not finished, its dataset is gone, or the images do not fit it.
+        LeakError: A patient of the run's validation or test split is in these images.
+    """
+    system, facts = load_refiner(run, device)
+    data = TrainingData.model_validate(Run.open(run).facts["data"])
+    check_data(run, data)
+    check_images(run, system, facts, data, dataset)
+    seen = {*facts["trained_on"], *dataset.real_patients, *chain(*dataset.generators_saw.values())}
+    if data.split == "train":
+        what = f"{dataset.folder}, refined by {run},"
+        check_no_leak(Dataset.open(data.data).splits, seen, what=what)
+    facts = facts | {"trained_on": sorted(seen)}
+    gallery = gallery_of(data, dataset)
+    found: dict[str, list[float]] = {"distance": [], "shape": [], "texture": []}
+    with DatasetWriter(
+        out,
+        patients_from="synthetic: one an image",
+        value_range=(0, 255),
+        splits=all_to_train,
+        about={"seed": seed, "runs": [facts], "refined": {"digest": dataset.about["digest"]}},
+    ) as writer:
+        stream = refine_cases(system, facts, dataset, seed=seed, workers=workers)
+        done = 0
+        while batch := list(islice(stream, BLOCK)):
+            copies = gallery.copies([made.case for made in batch])
+            for made, copy in zip(batch, copies, strict=True):
+                if copy is None:
+                    writer.add(made.case)
+                    for name, value in made.changes.items():
+                        found[name].append(value)
+                else:
+                    writer.drop("a copy of a training image", made.case.case_id)
+                done += 1
+                progress(done, len(dataset))
+        writer.about["copy_check"] = gallery.facts()
+        means = {k: round(float(np.mean(values)), 4) for k, values in found.items() if values}
+        writer.about["refined"] |= means
+    return Dataset.open(out)
+
+
+def load_refiner(run: Path, device: str) -> tuple[Refiner, dict[str, Any]]:
+    """The trained refiner of a run folder."""
+    system, facts = load_trained(run, device)
+    if not isinstance(system, Refiner):
+        raise SettingsError(f"{run}: {facts['name']} does not refine images; allowed: refiners")
+    return system, facts
+
+
+def check_images(
+    run: Path, system: Refiner, facts: dict[str, Any], data: TrainingData, dataset: Dataset
+) -> None:
+    """Refuse images that the refiner was not made for; the message says which and why."""
+    folder = dataset.folder
+    if not len(dataset):
+        raise DataError(f"{folder}: there is no case to refine")
+    if dataset.about["dimensions"] != 2:
+        raise DataError(f"{folder}: volumes cannot be refined; allowed: 2D images")
+    if dataset.about["value_range"] is None:
+        raise DataError(f"{folder}: its values have no known range; run `synthoma data prepare`")
+    label = data.where.get("label")
+    for i in range(len(dataset)):
+        own = dataset.label(i)
+        if None not in (label, own) and own != label:
+            raise DataError(
+                f"{folder}: case {dataset[i].case_id!r} is of class {own!r}, but {run} was trained "
+                f"on {label!r}; refine that class alone (--where label={label})"
+            )
+        channels, *space = dataset.values(i).shape
+        if channels != facts["system"]["channels"] or len(set(space)) > 1:
+            raise DataError(
+                f"{folder}: case {dataset[i].case_id!r} has {channels} channels of "
+                f"{' x '.join(map(str, space))}, but {run} refines square images of "
+                f"{facts['system']['channels']}; run `synthoma data prepare`"
+            )
+
+
+def gallery_of(data: TrainingData, dataset: Dataset) -> Gallery:
+    """The real images that refined ones must not be copies of, those of the target domain.
+
+    Where lesions were painted into real images, only what is in boxes is compared.
+    """
+    held_out = Dataset.open(data.data).split("validation") if data.split == "train" else None
+    painted = "painted" in getattr(dataset[0].origin, "conditions", {})
+    also = [Dataset.open(folder).split("train") for folder in data.also]
+    return Gallery.of(select(data), held_out, also=also, region="boxes" if painted else "image")
+
+
+def refine_cases(
+    system: Refiner, facts: dict[str, Any], dataset: Dataset, *, seed: int, workers: int
+) -> Iterator[Refined]:
+    """The refined cases of a dataset, in order."""
+    on_cpu = next(system.parameters()).device.type == "cpu"
+
+    def one(i: int) -> Refined:
+        return refine_case(system, facts, dataset[i], dataset.about["value_range"], seed)
+
+    if not on_cpu or workers <= 1:
+        with threads(1):
+            yield from map(one, range(len(dataset)))
+        return
+    with (
+        threads(1),
+        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        waiting: list[Future[Refined]] = []
+        for i in range(len(dataset)):
+            waiting.append(pool.submit(one, i))
+            if len(waiting) > 8 * workers:  # a stream: few images in memory
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+def refine_case(
+    system: Refiner,
+    facts: dict[str, Any],
+    case: Case,
+    value_range: tuple[float, float],
+    seed: int,
+) -> Refined:
+    """One case."""
+    source = resize(signed_unit(case.image.values, value_range), system.side_px)
+    image = refined_image(system, source, chance=generator_for(seed, 0, case.case_id, 0))
+    factors = tuple(system.side_px / side for side in case.image.space)
+    spacing = case.image.spacing_mm
+    told: dict[str, Any] = {"refined_from": case.case_id}
+    if isinstance(case.origin, Synthetic):
+        told = {**case.origin.conditions, **told, "drawn_by": case.origin.run}
+    if "painted" in told:  # boxes, in pixels
+        told["painted"] = scale(np.asarray(told["painted"], np.float32), factors).tolist()
+    name = f"{facts['id']}/seed-{seed}/{case.case_id}"
+    made = replace(
+        case,
+        case_id=name,
+        patient_id=name,
+        image=Image(
+            stored(image),
+            None if spacing is None else tuple(map(float.__truediv__, spacing, factors)),
+        ),
+        boxes=None if case.boxes is None else scale(case.boxes, factors),
+        origin=Synthetic(facts["id"], seed, told, tuple(facts["trained_on"])),
+    )
+    done = changes(source[None], image[None])
+    return Refined(made, {what: float(value[0]) for what, value in done.items()})
+
+
+def refined_image(
+    system: Refiner, source: Float32[np.ndarray, "c y x"], chance: torch.Generator
+) -> Float32[np.ndarray, "c y x"]:
+    """One image in [-1, 1], refined in a style drawn by chance where the refiner takes one."""
+    device = next(system.parameters()).device
+    style = torch.randn(1, *system.style_shape, generator=chance).to(device)
+    with torch.no_grad():
+        image = system.refine(
+            torch.from_numpy(source)[None].to(device), style if system.style_shape else None
+        )
+    return image[0].float().cpu().numpy()
