@@ -23,11 +23,11 @@ from synthoma.data.split import check_no_leak
 from synthoma.engine.evaluate import classifier_figures, classify_all, figures, find_all
 from synthoma.engine.run import Run
 from synthoma.engine.settings import Preset, TrainSettings
-from synthoma.engine.system import GAN, Classifier, Detector, System
+from synthoma.engine.system import Classifier, Detector, System
 from synthoma.engine.train import Outcome, Watch, train
 from synthoma.errors import DataError, ResourceError, SettingsError
 from synthoma.settings import replaced
-from synthoma.synthesis.watch import sampler
+from synthoma.synthesis.watch import pictures
 from synthoma.zoo import load_entry
 
 #: (step, steps, images per second, losses by name)
@@ -112,7 +112,7 @@ def open_pools(data: TrainingData) -> Pools:
             everything.part(range(len(parts) * data.repeat, len(everything.datasets))),
         )
     if data.source is not None:
-        domains["source"] = Pool([Dataset.open(data.source).split("train")])
+        domains["source"] = Pool([select_source(data.source, data.where)])
     seen = sorted(everything.patients.union(*(pool.patients for pool in domains.values())))
     if data.split == "train":
         check_no_leak(whole.splits, seen, what="this mixture")
@@ -156,6 +156,12 @@ def select(data: TrainingData) -> Dataset:
     if data.boxed:
         real = real.take(np.flatnonzero([len(real.boxes(i)) > 0 for i in range(len(real))]))
     return real
+
+
+def select_source(folder: Path, where: Mapping[str, str]) -> Dataset:
+    """The cases of the other domain; of the class that is trained on, where it has classes."""
+    source, label = Dataset.open(folder).split("train"), where.get("label")
+    return source.where(label=label) if label is not None and source.labels else source
 
 
 def has_boxes(dataset: Dataset) -> bool:
@@ -307,7 +313,7 @@ def play_run(
     watch = Watch(
         progress=progress,
         validate=judge,
-        picture=sampler(run, pools.domains, facts) if isinstance(system, GAN) else None,
+        picture=pictures(system, run, pools.domains, facts),
     )
     workers = 1 if where.type == "cpu" else min(4, os.cpu_count() or 1)
     share = TrainingData.model_validate(facts["data"]).synthetic_first
@@ -327,7 +333,10 @@ def play_run(
     if outcome.stopped in ("finished", "patience"):
         kept = {k: facts[k] for k in ("name", "id", "system", "trained_on", "digest", "seed")}
         steps = {"step": outcome.step, "best_step": outcome.best_step or None}
-        run.finish(system.state_dict(), kept | steps)
+        weights = system.state_dict()
+        run.finish(
+            {n: t for n, t in weights.items() if n not in system.training_only}, kept | steps
+        )
     return outcome
 
 
@@ -359,7 +368,8 @@ def load_trained(folder: Path, device: str = "cpu") -> tuple[System, dict[str, A
     """The trained system of a finished run, ready to use, and what model.json says of it."""
     facts, weights = Run.open(folder).read_model()
     system = build(facts)
-    system.load_state_dict(weights)
+    unshared = {n: t for n, t in system.state_dict().items() if n in system.training_only}
+    system.load_state_dict(unshared | weights)
     return system.to(device).eval(), facts
 
 

@@ -1,4 +1,7 @@
-"""What a GAN's run shows while it trains: a grid of samples, and how diverse they are."""
+"""What a run shows while it trains.
+
+A GAN's: a grid of samples, and how diverse they are. A refiner's: images and what it makes of each.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,14 +13,53 @@ from torch import Tensor
 from synthoma.data.batches import Batch, Pool, Request, Server
 from synthoma.data.sheet import contact_sheet, draw_boxes, to_bytes, write_png
 from synthoma.engine.run import Run
-from synthoma.engine.system import GAN, System
+from synthoma.engine.system import GAN, Refiner, System
 from synthoma.engine.train import generator_for
 from synthoma.metrics.diversity import spread
+from synthoma.metrics.refining import changes
 from synthoma.nn import features
 from synthoma.nn.conditions import lesion_looks
 
 #: Images that are drawn each time, from fixed noise and fixed orders, and how many are shown.
 WATCHED, SHOWN = 64, 16
+
+
+def pictures(
+    system: System, run: Run, domains: Mapping[str, Pool], facts: Mapping[str, Any]
+) -> Callable[[System, int], None] | None:
+    """What writes the samples of a run; None for systems that make no images."""
+    if isinstance(system, GAN):
+        return sampler(run, domains, facts)
+    return pairs(run, domains, facts) if isinstance(system, Refiner) else None
+
+
+def pairs(
+    run: Run, domains: Mapping[str, Pool], facts: Mapping[str, Any]
+) -> Callable[[System, int], None]:
+    """Writes samples/step-N.png, each image of the source with its refined one to its right, and
+    logs what refining does to them: always the same images, and in the same styles."""
+
+    def watch(system: System, step: int) -> None:
+        if not isinstance(system, Refiner):
+            raise AssertionError("only refiners refine")
+        device = next(system.parameters()).device
+        request = Request(SHOWN, system.side_px, domains=("source",))
+        source = Server(dict(domains), seed=0, workers=1)(request, 1, 0)["image"]
+        style = torch.randn(SHOWN, *system.style_shape, generator=generator_for(0, 0, "paint", 0))
+        refined = system.refine(source.to(device), style.to(device) if system.style_shape else None)
+        refined = refined.float().cpu()
+        tiles = [
+            draw_boxes(to_bytes(image, (-1, 1)), np.zeros((0, 4)), side_px=128)
+            for pair in zip(source.numpy(), refined.numpy(), strict=True)
+            for image in pair
+        ]
+        said = {"Synthetic": "yes", "Run": facts["id"], "Step": str(step)}
+        write_png(run.samples / f"step-{step:08}.png", contact_sheet(tiles), said)
+        found = changes(source.numpy(), refined.numpy())
+        means = {name: round(float(values.mean()), 4) for name, values in found.items()}
+        run.log({"step": step, "refining": means})
+
+    return watch
 
 
 def sampler(
