@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from synthoma.data.dataset import Dataset, resplit
 from synthoma.engine.evaluate import Findings, top_hits
@@ -16,6 +15,7 @@ from synthoma.report.table import read_table
 from synthoma.studies.augment import Study, begin, go_on, settings_for
 from synthoma.studies.detection import adherence, judge_run
 from synthoma.studies.work import Work
+from synthoma.synthesis.curate import Decision, Decisions, gate
 
 TINY = {
     "hybrid": {
@@ -135,7 +135,7 @@ def test_settings_that_do_not_exist_are_named(brains):
 
 
 def test_real_slices_sharper_than_synthetic_ones_are_refused(brains):
-    with pytest.raises(ValidationError, match="resolution would tell"):
+    with pytest.raises(SettingsError, match="resolution would tell"):
         study_of(brains, TINY | {"prepare": {"side_px": 128}})
 
 
@@ -290,3 +290,55 @@ def test_a_set_whose_lesions_are_not_found_is_refused_with_the_reason(finished, 
         assert setup.name not in cells
     finally:
         path.write_text(before)
+
+
+def test_low_data_without_other_patients_is_refused_before_anything_is_trained(brains, tmp_path):
+    overrides = dict.fromkeys(("hybrid", "own"), TINY["hybrid"])
+    overrides |= {f"{name}_train": TINY["hybrid_train"] for name in ("hybrid", "own")}
+    overrides |= {"paint": {"side_px": 32}}
+    study = settings_for(
+        brains.folder, scale="small", also=[], seed=0, slices=12, draws=2, overrides=overrides
+    )
+    begin(tmp_path / "study", study)
+    with pytest.raises(DataError, match="take every training patient"):
+        go_on(tmp_path / "study")
+    assert not (tmp_path / "study" / "generators").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"hybrid_train": {"steps": 14}}, "second part begins at step 15"),
+        (
+            {"hybrid_train": {"steps": 16}, "hybrid": {**TINY["hybrid"], "stable_images": 999}},
+            "grown to 4 of 32",
+        ),
+        ({"study": {"least_found": 2}}, "least_found"),
+    ],
+)
+def test_settings_that_would_fail_after_hours_are_refused_at_once(brains, wrong, said):
+    with pytest.raises(SettingsError, match=said):
+        study_of(brains, TINY | wrong)
+
+
+def test_draws_of_everything_and_unused_slices_are_refused(brains):
+    with pytest.raises(SettingsError, match="one and the same"):
+        settings_for(brains.folder, scale="smoke", also=[], seed=0, draws=2, overrides=TINY)
+    with pytest.raises(SettingsError, match="leave out --also"):
+        settings_for(brains.folder, scale="smoke", also=[brains.folder], seed=0, overrides=TINY)
+
+
+def test_a_study_of_another_version_says_so(finished, tmp_path):
+    out, _ = finished
+    (tmp_path / "old").mkdir()
+    kept = json.loads((out / "study.json").read_text())
+    del kept["generators"]
+    (tmp_path / "old" / "study.json").write_text(json.dumps(kept))
+    with pytest.raises(DataError, match="another version"):
+        go_on(tmp_path / "old")
+
+
+def test_a_detector_that_finds_nothing_admits_nothing():
+    nothing = Decisions((Decision("a", keep=False, rule="detector"),))
+    assert not gate(nothing, nothing).admitted
+    assert gate(nothing, nothing, least=0).admitted

@@ -438,8 +438,11 @@ class Work:
                 cell = read_cell(self.cell_folder(setup.name, d, seed), self.data)
                 if cell is not None:
                     found.setdefault(setup.name, {})[d, seed] = cell
-                elif why := self.refused(setup, d):
-                    refused.setdefault(setup.name, why)
+        for setup in self.study.setups:
+            if why := self.refused(setup, self.study.draws - 1):
+                done = sorted({d for d, _ in found.get(setup.name, {})})
+                before = f" (trained on draw {', '.join(map(str, done))}, left out)" * bool(done)
+                refused[setup.name] = why + before
         run = {name: own for name, own in found.items() if name not in refused}
         common = [place for place in places if all(place in own for own in run.values())]
         return {name: [own[place] for place in common] for name, own in run.items()}, refused
