@@ -17,7 +17,9 @@ data_app = typer.Typer(help="Files to dataset folders and back.", no_args_is_hel
 def data_import(
     source: Annotated[Path, typer.Argument(help="A file or folder, as the format wants it.")],
     out: Out,
-    format: Annotated[str, typer.Option(help="csv, folder, coco, yolo, voc or nifti.")],
+    format: Annotated[
+        str, typer.Option(help="csv, folder, coco, yolo, voc, nifti, brats or medmnist.")
+    ],
     mapping: Annotated[
         list[str] | None,
         typer.Option("--map", metavar="NAME=COLUMN", help="csv: where a column has another name."),
@@ -72,7 +74,7 @@ def data_import(
 def data_export(
     folder: Annotated[Path, typer.Argument(help="A dataset folder.")],
     out: Out,
-    format: Annotated[str, typer.Option(help="csv, folder, coco, yolo, voc or nifti.")],
+    format: Annotated[str, typer.Option(help="csv, folder, coco, yolo, voc, nifti or medmnist.")],
 ) -> None:
     """Write a dataset folder as files that other programs read; synthetic ones say so."""
     from synthoma.data.dataset import Dataset

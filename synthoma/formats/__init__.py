@@ -20,6 +20,8 @@ FORMATS: dict[str, str] = {
     "yolo": "synthoma.formats.yolo",
     "voc": "synthoma.formats.voc",
     "nifti": "synthoma.formats.nifti",
+    "brats": "synthoma.formats.brats",
+    "medmnist": "synthoma.formats.medmnist",
 }
 
 
