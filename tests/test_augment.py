@@ -342,3 +342,20 @@ def test_a_detector_that_finds_nothing_admits_nothing():
     nothing = Decisions((Decision("a", keep=False, rule="detector"),))
     assert not gate(nothing, nothing).admitted
     assert gate(nothing, nothing, least=0).admitted
+
+
+def test_the_record_of_curation_names_the_detector_and_whom_it_saw(finished, brains):
+    out, _ = finished
+    lines = (out / "judged" / "hybrid-draw0" / "decisions.csv").read_text().splitlines()
+    saw = lines[0].split(",")
+    assert saw[0] == "# the detector saw"
+    assert set(saw[1:]) <= set(brains.splits["train"])
+    run = json.loads((out / "cells/real-classic-draw0-seed0/run.json").read_text())
+    assert f"detector {run['id']} at IoU 0.25" in lines[2]
+
+
+def test_a_report_of_the_same_cells_is_made_once(finished):
+    out, _ = finished
+    before = (out / "table.json").stat().st_mtime_ns
+    assert go_on(out, device="cpu")
+    assert (out / "table.json").stat().st_mtime_ns == before

@@ -4,6 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_image
 
+from synthoma.errors import DataError
 from synthoma.nn import features
 
 CPU = torch.device("cpu")
@@ -47,3 +48,15 @@ def test_gradients_reach_the_image_and_no_weight():
 def test_other_channels_are_refused():
     with pytest.raises(ValueError, match="2 channels"):
         features.vectors(torch.zeros(1, 2, 64, 64))
+
+
+def test_images_that_features_cannot_see_are_refused_before_training():
+    features.check_channels(1)
+    features.check_channels(3)
+    with pytest.raises(DataError, match="4 channels"):
+        features.check_channels(4)
+
+
+def test_a_side_that_loses_a_map_is_refused():
+    with pytest.raises(ValueError, match=r"no maps of strides \["):
+        features.maps(torch.zeros(1, 1, 100, 100), (4, 8, 16, 32))
