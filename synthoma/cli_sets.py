@@ -1,5 +1,6 @@
-"""The verbs on synthetic sets: cut and paste, curate, look for copies of patients."""
+"""The verbs on synthetic sets: cut and paste, refine, curate, look for copies of patients."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from synthoma.console import progress, say
 from synthoma.errors import DataError, SettingsError
-from synthoma.options import Config, Device, Out, Seed, Set, read_settings
+from synthoma.options import Config, Device, Out, Seed, Set, read_pairs, read_settings
 
 #: Copies that are named before the rest is counted.
 NAMED = 5
@@ -49,6 +50,46 @@ def paste(
             progress=lambda done, of: tell(done, of, ""),
         )
     say(f"{len(made)} images with pasted lesions in {out}")
+
+
+def refine(
+    run: Annotated[Path, typer.Argument(help="Run folder of a trained refiner.")],
+    data: Annotated[
+        Path, typer.Option(help="Images to refine: the training split of this folder.")
+    ],
+    out: Out,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Only cases with this label or trait."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same run and seed: same images.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Make synthetic images look real with a trained refiner; labels and boxes stay.
+
+    Example: synthoma refine runs/simgan --data synthetic --out refined
+    """
+    from synthoma.data.dataset import Dataset
+    from synthoma.synthesis.refine import refine as refine_images
+
+    chosen = Dataset.open(data).split("train")
+    chosen = chosen.where(**read_pairs(where, "--where")) if where else chosen
+    with progress("refine") as tell:
+        made = refine_images(
+            run,
+            chosen,
+            out,
+            seed=seed,
+            workers=workers or os.cpu_count() or 1,
+            device=device,
+            progress=lambda done, of: tell(done, of, ""),
+        )
+    done = made.about["refined"]
+    say(
+        f"{len(made)} refined images in {out}: mean distance {done['distance']:g}, shape kept "
+        f"{done['shape']:g}, new texture {done['texture']:g}"
+    )
 
 
 def curate(

@@ -203,7 +203,9 @@ def refine_case(
         patient_id=name,
         image=Image(
             stored(image),
-            None if spacing is None else tuple(map(float.__truediv__, spacing, factors)),
+            None
+            if spacing is None
+            else tuple(s / f for s, f in zip(spacing, factors, strict=True)),
         ),
         boxes=None if case.boxes is None else scale(case.boxes, factors),
         origin=Synthetic(facts["id"], seed, told, tuple(facts["trained_on"])),
