@@ -1,6 +1,7 @@
 """Every system of the toolkit by the name that the command line uses.
 
-`GANS` and `TASKS` name a module for each; it is imported when it is needed. Such a module has
+`GANS`, `REFINERS` and `TASKS` name a module for each; it is imported when it is needed. Such a
+module has
 
     SYSTEM            the class, a final `System`
     PRESETS           "paper", "small", "smoke": a `Preset` each
@@ -14,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from synthoma.errors import SettingsError
-from synthoma.gans import GANS
+from synthoma.gans import GANS, REFINERS
 from synthoma.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from synthoma.engine.system import System
 
 #: Module by name.
-SYSTEMS: dict[str, str] = {**GANS, **TASKS}
+SYSTEMS: dict[str, str] = {**GANS, **REFINERS, **TASKS}
 
 
 @dataclass(frozen=True)

@@ -12,3 +12,10 @@ GANS: dict[str, str] = {
     "hybrid": "synthoma.gans.hybrid",
     "paint": "synthoma.gans.paint",
 }
+
+#: Every refiner: an image of one domain in, the same as another domain would show it out.
+REFINERS: dict[str, str] = {
+    "simgan": "synthoma.gans.simgan",
+    "unit": "synthoma.gans.unit",
+    "munit": "synthoma.gans.munit",
+}
