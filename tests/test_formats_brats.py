@@ -194,6 +194,12 @@ def test_files_in_one_folder_bare_names_and_the_odd_mask_of_2020_are_told_apart(
     assert [(case.name, sorted(case.files)) for case in bare] == [
         ("p1", ["T1", "mask"]), ("p2", ["T1"]),
     ]  # fmt: skip
+    own, _ = find_cases(["03/Pre_Scan_T1.nii.gz", "03/Pre_Mask.nii.gz", "03/Post_Scan_T1.nii.gz",
+                         "04/Pre_Scan_T1.nii.gz", "HGG/x_t1.nii.gz"])  # fmt: skip
+    assert [(case.name, case.patient, sorted(case.files)) for case in own] == [
+        ("03/Post", "03", ["T1"]), ("03/Pre", "03", ["T1", "mask"]), ("04/Pre", "04", ["T1"]),
+        ("HGG/x", "x", ["T1"]),
+    ]  # fmt: skip
     folder = "BraTS20_Training_355"
     odd, strays = find_cases(
         [f"{folder}/{folder}_t1ce.nii", f"{folder}/W39_1998.09.19_Segm.nii",

@@ -14,7 +14,8 @@ folder's. A mask whose name fits no case (`W39_1998.09.19_Segm.nii` of 2020) bel
 case of its folder.
 
 Patients: until 2019 and from 2023 on the last number of a case is the visit, not the patient.
-Where numbers begin anew in HGG and LGG, the grade belongs to the patient's name.
+Where numbers begin anew in HGG and LGG, the grade belongs to the patient's name. A case that is
+called otherwise than in BraTS (`03/Pre_Scan_T1.nii.gz`) is of the patient of its folder.
 """
 
 import re
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from synthoma.formats.metaimage import SUFFIX
-from synthoma.formats.pairs import MASK_WORDS, SEQUENCES, mask_kind
+from synthoma.formats.pairs import MASK_WORDS, SCAN_WORDS, SEQUENCES, mask_kind
 
 SUFFIXES = (".nii", ".nii.gz", SUFFIX)
 MASK = "mask"
@@ -34,6 +35,8 @@ VISITS = re.compile(
     r"|(TCGA-\w\w-\w{4})[-_].*",
     re.IGNORECASE,
 )
+#: A case's name that says whose it is; any other is within its patient's folder.
+NAMED = re.compile(r"brats|tcga-|upenn-|\d+$", re.IGNORECASE)
 #: A patient's name that a patient of the other grade may have too.
 NUMBERED = re.compile(r"\d+|brats_2013_pat\d+", re.IGNORECASE)
 GRADES = {"hgg": "HGG", "hg": "HGG", "lgg": "LGG", "lg": "LGG"}
@@ -77,7 +80,10 @@ def find_cases(names: Sequence[str], folder: str = "") -> tuple[list[BratsCase],
         key = key.removeprefix("./")
         if key not in cases:
             grade = grade_of(f"{folder}/{key}")
-            cases[key] = BratsCase(key, patient_of(key, grade), grade)
+            called, parent = PurePosixPath(key).name or folder, PurePosixPath(home).name
+            if not NAMED.match(called) and parent.lower() not in ("", *GRADES):
+                called = parent
+            cases[key] = BratsCase(key, patient_of(called, grade), grade)
             homes.setdefault(home, []).append(key)
         cases[key].files.setdefault(role, []).append(name)
     for keys in homes.values():
@@ -105,7 +111,10 @@ def role_of(name: str) -> tuple[str, str, str] | None:
     places = [i for i in range(0, len(parts), 2) if parts[i].lower() in ROLES]
     if not places:
         return None
-    role, own = ROLES[parts[places[-1]].lower()], "".join(parts[: places[-1]]).rstrip("_-. ")
+    end = places[-1]
+    while end >= 2 and parts[end - 2].lower() in SCAN_WORDS:  # Pre_Scan_T1 is of the case Pre
+        end -= 2
+    role, own = ROLES[parts[places[-1]].lower()], "".join(parts[:end]).rstrip("_-. ")
     home = path.parent
     if own.startswith("VSD."):
         home, own = (home.parent if home.name.startswith("VSD.") else home), ""
@@ -128,16 +137,15 @@ def grade_of(path: str) -> str | None:
     return None
 
 
-def patient_of(case: str, grade: str | None) -> str:
-    """The patient of a case, by its path.
+def patient_of(name: str, grade: str | None) -> str:
+    """The patient of a case, by its name.
 
     Example:
-        >>> patient_of("HGG/brats_tcia_pat101_0001", "HGG"), patient_of("BraTS2021_00000", None)
+        >>> patient_of("brats_tcia_pat101_0001", "HGG"), patient_of("BraTS2021_00000", None)
         ('brats_tcia_pat101', 'BraTS2021_00000')
-        >>> patient_of("LG/0001", "LGG"), patient_of("BraTS-GLI-00003-001", None)
+        >>> patient_of("0001", "LGG"), patient_of("BraTS-GLI-00003-001", None)
         ('LGG-0001', 'BraTS-GLI-00003')
     """
-    name = PurePosixPath(case).name or case
     visit = VISITS.fullmatch(name)
     patient = next(text for text in visit.groups() if text) if visit else name
     return f"{grade}-{patient}" if grade and NUMBERED.fullmatch(patient) else patient
