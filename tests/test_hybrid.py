@@ -7,7 +7,7 @@ from test_gan_contract import FEATURES, GROWING, serve, short
 from synthoma.engine.train import Game, generator_for
 from synthoma.errors import SettingsError
 from synthoma.gans import pggan
-from synthoma.gans.hybrid import Hybrid, HybridConfig, look_error
+from synthoma.gans.hybrid import DEMO, PRESETS, Hybrid, HybridConfig, look_error
 from synthoma.nn.conditions import draw_looks, lesion_looks
 
 SMALL = HybridConfig(**GROWING | FEATURES | {"projected_from": 101})
@@ -111,3 +111,10 @@ def test_samples_need_boxes_and_looks():
 def test_an_odd_batch_is_refused():
     with pytest.raises(ValueError, match="batch_size 7 is odd"):
         HybridConfig(batch_size=7)
+
+
+@pytest.mark.parametrize("preset", [*PRESETS.values(), DEMO])
+def test_every_preset_is_grown_before_its_second_part(preset):
+    config = preset.system
+    assert pggan.phase(config, config.projected_from) == (config.side_px, 1.0)
+    assert config.projected_from < preset.train.steps

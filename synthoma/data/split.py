@@ -49,6 +49,11 @@ def split_patients(
     }
 
 
+def all_to_train(patients: list[str]) -> Splits:
+    """The split of synthetic images, which are for training only."""
+    return {"train": patients, "validation": [], "test": []}
+
+
 def draw_patients(
     patient_ids: Iterable[str], *, n_cases: int, draws: int, seed: int
 ) -> list[list[str]]:

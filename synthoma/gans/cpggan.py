@@ -40,7 +40,7 @@ from synthoma.gans.pggan import (
 from synthoma.nn.blocks import convolution_dtype
 from synthoma.nn.conditions import draw_boxes
 
-__all__ = ["CPGGAN", "DEMO", "PRESETS", "CPGGANConfig", "fitted"]
+__all__ = ["CPGGAN", "PRESETS", "CPGGANConfig", "fitted"]
 
 
 class CPGGANConfig(PGGANConfig):
@@ -171,25 +171,3 @@ PRESETS: dict[str, Preset] = {
         TrainSettings(steps=1_500, precision="bf16", sample_every=250),
     ),
 }
-
-#: The verb `demo`: 64 px in some 370 CPU-seconds (one thread, batches from memory). Deal it slices
-#: with lesions only: on sets where most have none, so short a training ignores the boxes.
-DEMO = Preset(
-    CPGGANConfig(
-        side_px=64,
-        widest=64,
-        base=512,
-        noise_dim=64,
-        batch_size=8,
-        stable_images=2_000,
-        fade_images=2_000,
-        learning_rate=2e-3,
-        fine_from_px=32,
-        fine_factor=0.5,
-        penalty_share=0.5,
-        average_decay=0.99,
-        mirror=True,
-        frozen_spread=True,
-    ),
-    TrainSettings(steps=4_200, precision="bf16", sample_every=500),
-)

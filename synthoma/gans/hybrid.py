@@ -36,7 +36,7 @@ from synthoma.gans.pggan import Critic, Generator, deal, phase, play, stage
 from synthoma.nn import features
 from synthoma.nn.blocks import batch_spread, convolution_dtype
 from synthoma.nn.conditions import draw_looks, lesion_looks
-from synthoma.nn.losses import HINGE
+from synthoma.nn.losses import HINGE, mean_over_maps
 
 __all__ = ["DEMO", "PRESETS", "Hybrid", "HybridConfig", "fitted"]
 
@@ -49,7 +49,7 @@ class HybridConfig(CPGGANConfig):
     """The first part's settings are CPGGAN's; the second part's follow."""
 
     projected_from: int = Field(
-        2_000_000, ge=2, description="First step of the second part: heads on frozen features."
+        2_700_001, ge=2, description="First step of the second part: heads on frozen features."
     )
     feature_side_px: int = Field(
         256, ge=32, multiple_of=32, description="Side at which the frozen network looks."
@@ -218,10 +218,10 @@ class Hybrid(GAN):
                 turn.shared["log/right"] = torch.stack([m.mean() for m in right]).mean().detach()
                 turn.shared["log/drawn"] = torch.stack([m.mean() for m in drawn]).mean().detach()
                 return {
-                    "adversarial": mean_of(HINGE.critic, right, drawn),
-                    "mismatched": 0.5 * mean_of(lambda m: F.relu(1 + m).mean(), wrong),
+                    "adversarial": mean_over_maps(HINGE.critic, right, drawn),
+                    "mismatched": 0.5 * mean_over_maps(lambda m: F.relu(1 + m).mean(), wrong),
                 }
-            terms = {"adversarial": mean_of(HINGE.generator, self.heads(maps(fake), twice))}
+            terms = {"adversarial": mean_over_maps(HINGE.generator, self.heads(maps(fake), twice))}
             if config.diversity_weight:
                 noise = turn.shared["noise"]
                 images, noises = ((x[:half] - x[half:]).abs().mean() for x in (fake, noise))
@@ -266,11 +266,6 @@ class Hybrid(GAN):
         dtype = convolution_dtype(noise.device)
         images = self.generator(noise, side_px, fade, condition, dtype=dtype)
         return cast(Tensor, images).clamp_(-1, 1)
-
-
-def mean_of(loss, *maps: list[Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
-    """The mean over maps of a loss of one or two of them."""
-    return torch.stack([loss(*own) for own in zip(*maps, strict=True)]).mean()
 
 
 def look_error(

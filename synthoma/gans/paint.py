@@ -14,7 +14,6 @@ are painted with the look of another; the context critic sees frozen features (h
 lesion critic pixels (LSGAN); two noises must give two lesions.
 """
 
-from collections.abc import Callable
 from typing import Literal, Self, cast
 
 import torch
@@ -32,7 +31,7 @@ from synthoma.errors import DataError, SettingsError
 from synthoma.nn import features
 from synthoma.nn.blocks import batch_spread
 from synthoma.nn.conditions import draw_looks, lesion_looks
-from synthoma.nn.losses import HINGE, LEAST_SQUARES
+from synthoma.nn.losses import HINGE, LEAST_SQUARES, mean_over_maps
 from synthoma.nn.patches import Region, cut, in_turn, one_box_each, put_back
 
 #: Covered, contrast, ring.
@@ -256,7 +255,7 @@ class Paint(GAN):
             shown["log/real"] = torch.stack([m.mean() for m in right]).mean().detach()
             shown["log/fake"] = torch.stack([m.mean() for m in drawn]).mean().detach()
             return {
-                "context": mean_of(HINGE.critic, right, drawn),
+                "context": mean_over_maps(HINGE.critic, right, drawn),
                 "lesion": LEAST_SQUARES.critic(fits, made),
                 "mismatched": 0.25 * wrong.square().mean(),
             }
@@ -264,7 +263,7 @@ class Paint(GAN):
         terms = {"lesion": config.lesion_weight * LEAST_SQUARES.generator(made)}
         with torch.autocast(real.device.type, enabled=False):
             drawn = self.context(self.maps(fake))
-            terms["context"] = config.context_weight * mean_of(HINGE.generator, drawn)
+            terms["context"] = config.context_weight * mean_over_maps(HINGE.generator, drawn)
             look = lesion_looks(fake.float(), shown["boxes"], torch.arange(n, device=real.device))
             terms["looks"] = config.look_weight * (look - shown["looks"]).abs().mean()
             alpha, same = shown["alpha"], shown["same"][:, None, None, None]
@@ -347,11 +346,6 @@ class Paint(GAN):
             fill = self.generator(patch, alpha, condition, fresh).clamp(-1, 1)
             image[mine] = put_back(image[mine], fill, own, self.region)
         return image
-
-
-def mean_of(loss: Callable[..., Tensor], *maps: list[Tensor]) -> Float[Tensor, ""]:
-    """The mean over maps of a loss of one or two of them."""
-    return torch.stack([loss(*own) for own in zip(*maps, strict=True)]).mean()
 
 
 def checked(

@@ -48,6 +48,11 @@ WASSERSTEIN = Game(
 )
 
 
+def mean_over_maps(loss: Callable[..., Tensor], *maps: list[Tensor]) -> Float[Tensor, ""]:
+    """The mean over maps of logits of a loss that takes one, or one of each list."""
+    return torch.stack([loss(*own) for own in zip(*maps, strict=True)]).mean()
+
+
 def gradient_norms(
     critic: Callable[[Tensor], Tensor],
     real: Float[Tensor, "n c *space"],

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from synthoma.data.batches import Pool, signed_unit
 from synthoma.data.case import Case, Image, Synthetic
 from synthoma.data.dataset import Dataset
-from synthoma.data.split import Splits, check_no_leak
+from synthoma.data.split import all_to_train, check_no_leak
 from synthoma.data.store import DatasetWriter
 from synthoma.errors import DataError
 
@@ -125,11 +125,6 @@ def paste(
             writer.add(make(stock, i, first=int(dealt[k])))
             progress(i + 1, n)
     return Dataset.open(out)
-
-
-def all_to_train(patients: list[str]) -> Splits:
-    """Synthetic images are for training only."""
-    return {"train": patients, "validation": [], "test": []}
 
 
 def take_stock(training: Dataset, onto: Dataset | None, settings: PasteConfig, seed: int) -> Stock:
