@@ -2,12 +2,14 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from synthoma.cli import main
 from synthoma.data.batches import Pool
 from synthoma.data.case import Case, Image
 from synthoma.data.dataset import Dataset
@@ -362,6 +364,15 @@ def test_a_trained_classifier_is_judged_beside_shortcuts(two, trained):
                   "Shortcut, 8x8 thumbnail: ", "Shortcut, file size: ", "cases of 4 patients",
                   "Only 4 patients"):  # fmt: skip
         assert words in text
+
+
+def test_the_command_line_judges_a_classifier_too(two, trained, monkeypatch, capsys):
+    words = ["synthoma", "evaluate", str(trained), "--data", str(two.folder), "--split", "test"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
+    assert "Area under the ROC curve: " in capsys.readouterr().out
 
 
 def test_a_classifier_that_saw_a_test_patient_is_not_judged(two, trained, tmp_path):
