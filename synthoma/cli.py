@@ -175,6 +175,10 @@ def sample(
         Path | None,
         typer.Option(help="Paint into the training split of this folder, or all of it."),
     ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Order this class of GANs that are told one; else all, as in training."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -197,6 +201,7 @@ def sample(
             given=Dataset.open(given) if given is not None else None,
             boxes=[read_box(text) for text in box or []],
             onto=backgrounds,
+            label=label,
             workers=workers or os.cpu_count() or 1,
             device=device,
             progress=lambda done, of: tell(done, of, ""),

@@ -31,7 +31,12 @@ STEPS = (
 )
 STEP = {part: step for step, parts in enumerate(STEPS) for part in parts}
 #: A paper that builds on another.
-BUILT_ON = {"cpggan": {"pggan"}, "hybrid": {"pggan", "cpggan"}}
+BUILT_ON = {
+    "cpggan": {"pggan"},
+    "hybrid": {"pggan", "cpggan"},
+    "cgan": {"gan", "dcgan"},
+    "wgan": {"dcgan"},
+}
 
 
 def imports(path: Path) -> Iterator[str]:

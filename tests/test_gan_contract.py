@@ -1,5 +1,6 @@
 """What every GAN must do. A GAN joins these tests by being listed in `GANS`."""
 
+import copy
 import importlib
 import subprocess
 import sys
@@ -35,7 +36,32 @@ PAINT = {
     "feature_side_px": 32,
     "strides": (4, 8),
 }
+TINY = {"side_px": 16, "noise_dim": 16, "batch_size": 8}
 SMALL = {
+    "gan": TINY
+    | {
+        "width": 64,
+        "units": 32,
+        "batch_size": 16,
+        "optimizer": "adam",
+        "learning_rate": 5e-3,
+        "decay": 1,
+    },
+    "cgan": TINY
+    | {
+        "classes": ("small", "large"),
+        "noise_units": 16,
+        "label_units": 16,
+        "joint_units": 64,
+        "judged_units": 32,
+        "judged_label_units": 8,
+        "optimizer": "adam",
+        "learning_rate": 2e-3,
+        "decay": 1,
+    },
+    "dcgan": TINY | {"widest": 32, "learning_rate": 5e-3},
+    "wgan": TINY
+    | {"widest": 16, "filter_px": 4, "learning_rate": 2e-3, "clip": 0.1, "critic_moves": 2},
     "pggan": GROWING,
     "cpggan": GROWING,
     "pix2pix": {"side_px": 16, "width": 8, "batch_size": 8, "learning_rate": 2e-3},
@@ -69,6 +95,8 @@ def serve(request: Request, step: int, move: int, part: int = 0) -> Batch:
         low, high = (0.5 - radius.flatten()) * side, (0.5 + radius.flatten()) * side
         batch["boxes"] = torch.stack([low, low, high, high], dim=1)
         batch["box_case"] = torch.arange(n)
+    if "label" in request.fields:
+        batch["label"] = (radius.flatten() > 0.25).long()
     return batch
 
 
@@ -83,6 +111,7 @@ def draw(gan: GAN, seed: int, n: int = 4) -> torch.Tensor:
         "boxes": {"boxes": boxes, "box_case": torch.arange(n)},
         "looks": {"looks": torch.tensor([[2.0, 0.0]]).repeat(n, 1)},
         "background": {"image": -torch.ones(n, 1, gan.side_px, gan.side_px)},
+        "label": {"label": torch.arange(n) % 2},
     }
     given = {key: value for name in gan.conditions for key, value in told[name].items()}
     return gan.eval().sample(noise, given or None)
@@ -144,6 +173,22 @@ def test_its_state_is_all_that_samples_depend_on(name):
     assert torch.equal(draw(gan, seed=0), draw(other, seed=0))
 
 
+def test_what_goes_on_from_a_checkpoint_ends_in_the_same_bytes(name):
+    ends = []
+    for stopped in (False, True):
+        game = Game(fresh(name).train(), short(4), 0, torch.device("cpu"))
+        for step in range(4):
+            if stopped and step == 2:
+                kept = copy.deepcopy(game.state())
+                game = Game(fresh(name).train(), short(4), 0, torch.device("cpu"))
+                game.load(kept)
+            game.make_step(serve)
+        game.to_use(None)
+        ends.append(game.system.state_dict())
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(tensor, ends[1][key]) for key, tensor in ends[0].items())
+
+
 def test_learns_that_the_corner_is_black_and_the_centre_bright(name):
     """The cheapest proof that the game is wired the right way round."""
     gan = fresh(name)
@@ -169,7 +214,7 @@ def test_every_scale_is_a_preset_whose_data_decides_the_channels(name):
             return torch.zeros(3, 16, 16)
 
     pool = object.__new__(Pool)
-    pool.datasets = (Cases(),)
+    pool.datasets, pool.labels = (Cases(),), ["small", "large"]
     assert module.fitted(module.PRESETS["smoke"].system, {"real": pool}).channels == 3
 
 

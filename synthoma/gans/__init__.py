@@ -6,6 +6,10 @@ contract tests.
 """
 
 GANS: dict[str, str] = {
+    "gan": "synthoma.gans.gan",
+    "cgan": "synthoma.gans.cgan",
+    "dcgan": "synthoma.gans.dcgan",
+    "wgan": "synthoma.gans.wgan",
     "pggan": "synthoma.gans.pggan",
     "cpggan": "synthoma.gans.cpggan",
     "pix2pix": "synthoma.gans.pix2pix",

@@ -58,6 +58,7 @@ def draw(
     given: Dataset | None = None,
     boxes: Sequence[Sequence[float]] = (),
     onto: Dataset | None = None,
+    label: str | None = None,
     conditions: Classic = CONDITIONS,
     workers: int = 2,
     device: str = "cpu",
@@ -77,6 +78,8 @@ def draw(
             training cases. Pixels outside of what is painted stay as they are stored, the boxes
             of lesions that were there stay, too, and come first. A case has the label of its
             background, or of the painted lesion where the background has no lesion.
+        label: The class of every image, for GANs that are told one; by default those of the
+            training cases, as often as they have them.
 
     Raises:
         SettingsError: A run is not of a GAN, it does not take what is asked for, or some runs
@@ -90,7 +93,7 @@ def draw(
     sides = {system.side_px for system, _ in loaded}
     if len(sides) != 1:
         raise SettingsError(f"the runs draw at different sides: {sorted(sides)} px")
-    wanted = Wanted(seed, given, boxes, onto, conditions)
+    wanted = Wanted(seed, given, boxes, onto, label, conditions)
     chosen = [
         choose_orders(folder, system, facts, wanted)
         for folder, (system, facts) in zip(runs, loaded, strict=True)
@@ -236,6 +239,9 @@ def draw_chunk(
 
 def batch_of(orders: Sequence[Order]) -> Batch:
     """Orders as `GAN.sample` takes them."""
+    kinds = [order.kind for order in orders if order.kind is not None]
+    if kinds:
+        return {"label": torch.tensor(kinds)}
     counts = torch.tensor([len(order.boxes) for order in orders])
     batch: Batch = {
         "boxes": torch.from_numpy(np.concatenate([order.boxes for order in orders])),
@@ -251,7 +257,10 @@ def batch_of(orders: Sequence[Order]) -> Batch:
 
 
 def obeying(case: Case, order: Order) -> Drawn:
-    """What was drawn, with the boxes that were ordered; painted ones beside the background's."""
+    """What was drawn, with the class or the boxes that were ordered; painted ones beside the
+    background's."""
+    if order.kind is not None:
+        return Drawn(replace(case, label=order.label))
     origin, behind = case.origin, order.background
     assert isinstance(origin, Synthetic)
     told = dict(origin.conditions) | order.told

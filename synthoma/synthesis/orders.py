@@ -1,4 +1,4 @@
-"""What drawn images shall show: where lesions lie, how they look, what they are painted into.
+"""What drawn images shall show: a class, where lesions lie, how they look, what is behind them.
 
 Order i is a function of (data, seed, i) alone. Which parts it has is what the GAN's `conditions`
 say.
@@ -64,8 +64,10 @@ class Order:
     looks: Float32[np.ndarray, "m 2"] | None = None
     """Contrast and ring of each box's lesion, see `nn/conditions.py`."""
     label: str | None = None
-    """Of the case that the boxes came from."""
+    """Of the case that the boxes came from; or the class that is ordered, see `kind`."""
     background: Background | None = None
+    kind: int | None = None
+    """The class as the GAN counts it, where it is told one; it is then told of no boxes."""
 
 
 Orders = Callable[[int], Order]
@@ -89,6 +91,7 @@ class Wanted:
     given: Dataset | None = None
     boxes: Sequence[Sequence[float]] = ()
     onto: Dataset | None = None
+    label: str | None = None
     conditions: Classic = field(default_factory=lambda: CONDITIONS)
 
 
@@ -106,16 +109,21 @@ def choose_orders(
         LeakError: A background shows a patient of the run's validation or test split.
     """
     told, seen = system.conditions, set(facts["trained_on"])
-    if "label" in told:
-        raise SettingsError(f"{facts['name']} wants labels, which cannot be ordered yet")
+    if "label" not in told and wanted.label is not None:
+        raise SettingsError(f"{facts['name']} takes no label; cgan does")
     if "boxes" not in told and (wanted.given is not None or len(wanted.boxes)):
         raise SettingsError(f"{facts['name']} takes no boxes; cpggan does")
     if "background" not in told and wanted.onto is not None:
         raise SettingsError(f"{facts['name']} paints into no image; paint does")
+    data = TrainingData.model_validate(Run.open(folder).facts["data"])
+    if "label" in told:
+        check_data(folder, data)
+        classes, labels = tuple(facts["system"]["classes"]), labels_of(own_cases(data))
+        orders = orders_of_classes(classes, labels, only=wanted.label, seed=wanted.seed)
+        return orders, tuple(sorted(seen))
     if "boxes" not in told:
         return None, tuple(sorted(seen))
     looks, paints, side_px = "looks" in told, "background" in told, system.side_px
-    data = TrainingData.model_validate(Run.open(folder).facts["data"])
     from_run = not len(wanted.boxes) and wanted.given is None
     if from_run or looks or (paints and wanted.onto is None):
         check_data(folder, data)
@@ -128,8 +136,7 @@ def choose_orders(
         conditions = wanted.conditions if wanted.given is None else None
         orders = orders_from(source, side_px, seed=wanted.seed, conditions=conditions, looks=looks)
     if paints:
-        own = [select(data), *(Dataset.open(further).split("train") for further in data.also)]
-        backgrounds = Pool(own if wanted.onto is None else [wanted.onto])
+        backgrounds = Pool(own_cases(data) if wanted.onto is None else [wanted.onto])
         seen |= backgrounds.patients
         if data.split == "train" and wanted.onto is not None:
             splits = Dataset.open(data.data).splits
@@ -147,6 +154,45 @@ def check_data(folder: Path, data: TrainingData) -> None:
     """Refuse data that are not those a run was trained on."""
     if open_pools(data).digest != Run.open(folder).facts["digest"]:
         raise DataError(f"{data.data}: not the dataset that {folder} was trained on")
+
+
+def own_cases(data: TrainingData) -> list[Dataset]:
+    """The real cases that a run was trained on."""
+    return [select(data), *(Dataset.open(further).split("train") for further in data.also)]
+
+
+def labels_of(datasets: Sequence[Dataset]) -> list[str]:
+    """The labels of all cases that have one."""
+    labels = (dataset.label(i) for dataset in datasets for i in range(len(dataset)))
+    return [label for label in labels if label is not None]
+
+
+def orders_of_classes(
+    classes: tuple[str, ...], labels: Sequence[str], *, only: str | None = None, seed: int
+) -> Orders:
+    """Orders of a class each, in the proportions of some labels, dealt in a seeded order.
+
+    Args:
+        classes: In the order in which the GAN counts them.
+        labels: Of its training cases. As many images as there are have just these labels.
+        only: The class of every image.
+
+    Raises:
+        SettingsError: `only` is not a label of any training case.
+    """
+    if only is not None and only not in labels:
+        raise SettingsError(
+            f"label {only!r}: no case that it was trained on has it; allowed: "
+            f"{', '.join(sorted(set(labels)))}"
+        )
+    cards = [only] if only is not None else labels
+
+    def order(i: int) -> Order:
+        round_, k = divmod(i, len(cards))
+        label = cards[int(np.random.default_rng([seed, round_, 5]).permutation(len(cards))[k])]
+        return Order(np.zeros((0, 4), np.float32), (), {}, None, label, None, classes.index(label))
+
+    return order
 
 
 def orders_from(
