@@ -20,7 +20,7 @@ from synthoma.report.page import Grid, Report
 from synthoma.report.scatter import Scatter
 from synthoma.report.table import Adherence, Estimate, PublishedRow, Refused, Table
 from synthoma.studies.detection import IOUS, PRIMARY, THRESHOLD, Cell, adherence, make_rows
-from synthoma.studies.verdict import lesions
+from synthoma.studies.verdict import lesions, painted_box
 
 if TYPE_CHECKING:
     from synthoma.studies.work import Work
@@ -98,7 +98,7 @@ def account(work: "Work") -> Report:
             for iou in IOUS.values()
         ],
         grids=[
-            *(grid_of(work, name, pasted=name == PASTE) for name in sets),
+            *(grid_of(work, name) for name in sets),
             Grid(
                 "Training slices (phantoms) and their boxes"
                 if study.phantoms is not None
@@ -204,12 +204,12 @@ def table_of_sets(work: "Work", sets: Sequence[str], drawn: Sequence[int]) -> Sm
     )
 
 
-def grid_of(work: "Work", name: str, *, pasted: bool) -> Grid:
+def grid_of(work: "Work", name: str) -> Grid:
     """The first images of a set, on the first draw."""
     drawn = Dataset.open(work.set_of(name, 0))
     return Grid(
-        "Real slices with lesions cut and pasted, and their boxes"
-        if pasted
+        f"Real slices with lesions put in ({name}), and all their boxes"
+        if painted_box(drawn, 0)
         else f"Synthetic slices ({name}) and the boxes that were ordered",
         pictures(drawn, range(min(PICTURES, len(drawn)))),
         synthetic=True,
