@@ -216,7 +216,9 @@ def test_epochs_are_turned_into_steps_and_validations():
 
 
 def test_first_weights_are_read_once_checked_and_not_needed_again(two, tmp_path):
-    donor = built(channels=1, width=4)
+    donor = built()
+    with torch.no_grad():
+        donor.backbone[0].weight.add_(1)  # the run begins with the same seed
     path = tmp_path / "weights.pth"
     torch.save(donor.backbone.state_dict(), path)
     config = TINY.model_copy(update={"weights": path, "learning_rate": 1e-12})
