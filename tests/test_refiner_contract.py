@@ -48,17 +48,17 @@ SMALL = {
         "blocks": 1,
         "style_width": 16,
         "judge_width": 16,
-        "judge_halvings": 2,
+        "judge_halvings": 3,
         "scales": 1,
         "batch_size": 8,
-        "learning_rate": 2e-3,
+        "learning_rate": 1e-3,
     },
 }
 #: Steps after which the toy is learnt, and what is set otherwise for it.
 TOY = {
-    "simgan": (500, {"refiner_steps": 100, "judge_steps": 50}),
-    "unit": (400, {}),
-    "munit": (500, {}),
+    "simgan": (160, {"refiner_steps": 80, "judge_steps": 20}),
+    "unit": (100, {"adversarial_weight": 2}),
+    "munit": (150, {}),
 }
 
 
@@ -90,9 +90,10 @@ def flat(n: int, chance: torch.Generator) -> Tensor:
 
 def striped(n: int, chance: torch.Generator) -> Tensor:
     """The same with dark and bright stripes, two rows each, that begin anywhere."""
+    there = discs(n, chance)
     begin = torch.randint(4, (n, 1, 1, 1), generator=chance)
     stripes = ((torch.arange(16)[:, None] + begin) % 4 < 2).float() * 1.2 - 0.6
-    return discs(n, chance) * (1 + stripes) - 1
+    return there * (1 + stripes) - 1
 
 
 def serve(request: Request, step: int, move: int, part: int = 0) -> Batch:
@@ -220,22 +221,24 @@ def test_says_how_far_it_takes_images(name):
 
 
 def measured(image: Tensor, source: Tensor) -> tuple[float, float]:
-    """How strongly rows within discs alternate, and how well the discs overlap those given."""
-    inside = -F.max_pool2d(-(source > -0.5).float(), 3, 1, 1)[:, :, 2:] > 0
-    inside &= -F.max_pool2d(-(source > -0.5).float(), 3, 1, 1)[:, :, :-2] > 0
+    """How strongly rows within discs alternate, and whether discs are where they were: how what is
+    left of an image once stripes are averaged out, and the mean image taken off, correlates with
+    the same of its source."""
+    inside = -F.max_pool2d(-(source > -0.5).float(), 3, 1, 1) > 0
+    inside = inside[:, :, 2:] & inside[:, :, :-2]
     stripes = (image[:, :, 2:] - image[:, :, :-2]).abs()[inside].mean().item()
-    there, wanted = image > -0.8, source > -0.5
-    return stripes, ((there & wanted).sum() / (there | wanted).sum()).item()
+    own, wanted = (F.avg_pool2d(x, 4, stride=2).flatten(1) for x in (image, source))
+    own, wanted = own - own.mean(0), wanted - wanted.mean(0)
+    return stripes, F.cosine_similarity(own, wanted).mean().item()
 
 
 def test_the_measures_tell_stripes_and_discs():
-    chance = torch.Generator().manual_seed(0)
-    source = flat(32, chance)
-    assert measured(source, source) == (0.0, 1.0)
-    stripes, _ = measured(striped(32, torch.Generator().manual_seed(0)), source)
-    assert stripes > 0.9
-    _, overlap = measured(source.roll(5, dims=-1), source)
-    assert overlap < 0.6
+    source = given(0, n=32)
+    assert measured(source, source) == pytest.approx((0, 1))
+    stripes, shape = measured(striped(32, torch.Generator().manual_seed(0)), source)
+    assert stripes > 1
+    assert shape > 0.9
+    assert abs(measured(given(1, n=32), source)[1]) < 0.2  # discs elsewhere
 
 
 def test_learns_to_put_stripes_on_discs_that_stay_where_they_are(name):
@@ -243,10 +246,9 @@ def test_learns_to_put_stripes_on_discs_that_stay_where_they_are(name):
     steps, changes = TOY[name]
     refiner, source = fresh(name, **changes), given(9, n=32)
     train(refiner, serve, short(steps), seed=0)
-    stripes, overlap = measured(refined(refiner, source), source)
-    print(name, stripes, overlap)
-    assert stripes > 0.4
-    assert overlap > 0.8
+    stripes, shape = measured(refined(refiner, source), source)
+    assert stripes > 0.5
+    assert shape > 0.5  # discs elsewhere: below 0.2, see above
 
 
 def test_every_scale_is_a_preset_whose_data_decide_the_channels(name):
