@@ -249,6 +249,7 @@ PRESETS: dict[str, Preset] = {
             batch_size=4,
             learning_rate=5e-4,
             halved_every=1_000,
+            adversarial_weight=2,  # at 10 the toy of the contract tests lost its shape
         ),
         TrainSettings(steps=2_500, precision="bf16", sample_every=500),
     ),
@@ -262,6 +263,7 @@ PRESETS: dict[str, Preset] = {
             batch_size=4,
             learning_rate=1e-3,
             halved_every=400,
+            adversarial_weight=2,  # at 10 the toy of the contract tests lost its shape
         ),
         TrainSettings(steps=600, precision="bf16", sample_every=200),
     ),
