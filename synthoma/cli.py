@@ -165,7 +165,8 @@ def sample(
     n: Annotated[int, typer.Option(min=1, help="Images to draw from each run.")] = 64,
     seed: Annotated[int, typer.Option(help="Same run and seed: same images.")] = 0,
     given: Annotated[
-        Path | None, typer.Option(help="Dataset folder whose boxes are ordered as they are.")
+        Path | None,
+        typer.Option(help="Order the boxes of this folder's training split (or all) as they are."),
     ] = None,
     box: Annotated[
         list[str] | None,
@@ -189,18 +190,19 @@ def sample(
     from synthoma.data.dataset import Dataset
     from synthoma.synthesis.draw import draw
 
-    backgrounds = Dataset.open(onto) if onto is not None else None
-    if backgrounds is not None and backgrounds.splits.get("train"):
-        backgrounds = backgrounds.split("train")
+    def training_cases(folder: Path | None) -> Dataset | None:
+        whole = Dataset.open(folder) if folder is not None else None
+        return whole.split("train") if whole is not None and whole.splits.get("train") else whole
+
     with progress("sample") as tell:
         drawn = draw(
             runs,
             out,
             n=n,
             seed=seed,
-            given=Dataset.open(given) if given is not None else None,
+            given=training_cases(given),
             boxes=[read_box(text) for text in box or []],
-            onto=backgrounds,
+            onto=training_cases(onto),
             label=label,
             workers=workers or os.cpu_count() or 1,
             device=device,

@@ -481,3 +481,13 @@ def test_synthetic_first_serves_them_alone_and_then_real_ones_alone(brains, tmp_
     assert black(3) == black(4) == [False] * 8
     with pytest.raises(SettingsError, match="without a synthetic folder"):
         open_pools(TrainingData(data=brains.folder, synthetic_first=0.5))
+
+
+def test_images_of_held_out_boxes_cannot_be_trained_with(cpggan, brains, tmp_path):
+    test = brains.split("test")
+    drawn = draw([cpggan], tmp_path / "of-test", n=2, seed=0, given=test)
+    assert set(drawn[0].origin.trained_on) >= set(test.patients)
+    with pytest.raises(LeakError, match="test patient"):
+        open_pools(
+            TrainingData(data=brains.folder, synthetic=(Mixed(folder=drawn.folder, ratio=0.05),))
+        )

@@ -133,6 +133,7 @@ def choose_orders(
         )
     else:
         source = select(data) if wanted.given is None else wanted.given
+        seen |= set(source.real_patients)  # where and how their lesions lie goes into the images
         conditions = wanted.conditions if wanted.given is None else None
         orders = orders_from(source, side_px, seed=wanted.seed, conditions=conditions, looks=looks)
     if paints:
@@ -214,6 +215,8 @@ def orders_from(
         SettingsError: Boxes have several classes, which no generator is told of.
         DataError: No case has a box.
     """
+    if dataset.about["dimensions"] != 2:
+        raise DataError(f"{dataset.folder}: boxes in volumes; generators here draw slices")
     with_boxes = cases_with_boxes(dataset)
 
     def order(i: int) -> Order:
