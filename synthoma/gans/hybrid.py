@@ -354,7 +354,7 @@ DEMO = Preset(
         average_decay=0.99,
         mirror=True,
         frozen_spread=True,
-        projected_from=2_901,
+        projected_from=2_401,
         feature_side_px=64,
     ),
     TrainSettings(steps=3_500, precision="bf16", sample_every=500),
