@@ -297,7 +297,7 @@ def test_low_data_without_other_patients_is_refused_before_anything_is_trained(b
     overrides |= {f"{name}_train": TINY["hybrid_train"] for name in ("hybrid", "own")}
     overrides |= {"paint": {"side_px": 32}}
     study = settings_for(
-        brains.folder, scale="small", also=[], seed=0, slices=12, draws=2, overrides=overrides
+        brains.folder, scale="small", also=[], seed=0, slices=25, draws=1, overrides=overrides
     )
     begin(tmp_path / "study", study)
     with pytest.raises(DataError, match="take every training patient"):
