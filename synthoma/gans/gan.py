@@ -200,7 +200,7 @@ def decayed(step: int, *, decay: float, rate: float) -> float:
     Example:
         >>> decayed(3, decay=2, rate=1)
         0.25
-        >>> decayed(10**7, decay=1.000004, rate=0.1)
+        >>> round(decayed(10**7, decay=1.000004, rate=0.1), 9)
         1e-05
     """
     return max(decay ** (1 - step), 1e-6 / rate)

@@ -233,8 +233,9 @@ def mcnemar(first_right: Bool[np.ndarray, " n"], second_right: Bool[np.ndarray, 
 
         >>> right = np.array([True] * 5 + [False] + [True] * 9)
         >>> other = np.array([False] * 5 + [True] + [True] * 9)
-        >>> mcnemar(right, other)
-        McNemar(first_alone=5, second_alone=1, p=0.21875)
+        >>> found = mcnemar(right, other)
+        >>> found.first_alone, found.second_alone, round(found.p, 5)
+        (5, 1, 0.21875)
     """
     if first_right.shape != second_right.shape:
         raise DataError(f"{len(first_right)} and {len(second_right)} images; both must be the same")
