@@ -101,7 +101,7 @@ def test_frozen_features_are_no_part_of_the_model():
 def test_samples_need_boxes_and_looks():
     gan = fresh()
     noise = torch.zeros(1, 16)
-    with pytest.raises(SettingsError, match="it needs 'boxes'"):
+    with pytest.raises(SettingsError, match="it needs boxes"):
         gan.sample(noise)
     given = {"boxes": torch.tensor([[1.0, 1, 4, 4]]), "box_case": torch.tensor([1])}
     with pytest.raises(SettingsError, match="images 1 to 1"):

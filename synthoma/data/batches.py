@@ -119,6 +119,11 @@ class Pool:
         return part
 
     @property
+    def channels(self) -> int:
+        """Of the first case; `Server` refuses batches in which others have more or fewer."""
+        return int(self.datasets[0].values(0).shape[0])
+
+    @property
     def patients(self) -> set[str]:
         """Every real patient whose images are dealt, or were seen by a generator of them."""
         seen: set[str] = set()

@@ -34,7 +34,7 @@ from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.errors import DataError, SettingsError
 from synthoma.gans import dcgan
-from synthoma.gans.gan import Maxout, Optimizer, begin, decayed, optimizer_of
+from synthoma.gans.gan import Maxout, Optimizer, begin, players_of
 from synthoma.nn.losses import NON_SATURATING
 
 
@@ -193,17 +193,14 @@ class CGAN(GAN):
     def players(self, step: int) -> tuple[Player, ...]:
         """Discriminator, generator."""
         config = self.config
-
-        def player(name: str, net: nn.Module) -> Player:
-            optimizer = optimizer_of(
-                net, config.optimizer, rate=config.learning_rate, momentum=config.momentum
-            )
-            return Player(name, (net,), optimizer, rate=rate)
-
-        def rate(step: int, steps: int) -> float:
-            return decayed(step, decay=config.decay, rate=config.learning_rate)
-
-        return player("discriminator", self.discriminator), player("generator", self.generator)
+        return players_of(
+            self.discriminator,
+            self.generator,
+            config.optimizer,
+            rate=config.learning_rate,
+            momentum=config.momentum,
+            decay=config.decay,
+        )
 
     def losses(self, player: str, batch: Batch, turn: Turn) -> Losses:
         """The non-saturating game, each image beside its label."""
@@ -266,7 +263,7 @@ def fitted(config: CGANConfig, pools: dict[str, Pool]) -> CGANConfig:
             f"{pool.datasets[0].folder}: no case has a label, and cgan is told one; import labels, "
             "or train dcgan"
         )
-    channels = pool.datasets[0].values(0).shape[0]
+    channels = pool.channels
     return config.model_copy(update={"channels": channels, "classes": tuple(pool.labels)})
 
 

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
-from synthoma.errors import SettingsError
 from synthoma.gans.pggan import (
     Critic,
     Generator,
@@ -38,7 +37,7 @@ from synthoma.gans.pggan import (
     stage,
 )
 from synthoma.nn.blocks import convolution_dtype
-from synthoma.nn.conditions import draw_boxes
+from synthoma.nn.conditions import check_given, draw_boxes
 
 __all__ = ["CPGGAN", "PRESETS", "CPGGANConfig", "fitted"]
 
@@ -109,18 +108,8 @@ class CPGGAN(GAN):
         Raises:
             SettingsError: Boxes are missing, or belong to images that are not asked for.
         """
-        if given is None or not {"boxes", "box_case"} <= given.keys():
-            had = "nothing" if given is None else ", ".join(given)
-            raise SettingsError(
-                f"cpggan was given {had}; it needs boxes: 'boxes' (m, 4) and 'box_case' (m,); "
-                "both empty for images without lesions"
-            )
-        boxes, box_case = given["boxes"].to(noise), given["box_case"].to(noise.device)
-        if len(box_case) and not 0 <= int(box_case.min()) <= int(box_case.max()) < len(noise):
-            raise SettingsError(
-                f"boxes are given for images {int(box_case.min())} to {int(box_case.max())}; "
-                f"allowed: 0 to {len(noise) - 1}, one image for each row of noise"
-            )
+        told = check_given("cpggan", given, ("boxes", "box_case"), images=len(noise))
+        boxes, box_case = told["boxes"].to(noise), told["box_case"].to(noise.device)
         side_px, fade = phase(self.config, int(self.step))
         scale = side_px / self.config.side_px
         condition = draw_boxes(boxes * scale, box_case, images=len(noise), side_px=side_px)

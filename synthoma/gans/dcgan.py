@@ -230,7 +230,7 @@ class DCGAN(GAN):
 
 def fitted(config: DCGANConfig, pools: dict[str, Pool]) -> DCGANConfig:
     """The settings with what the data decides: the number of channels."""
-    channels = pools["real"].datasets[0].values(0).shape[0]
+    channels = pools["real"].channels
     return config.model_copy(update={"channels": channels})
 
 

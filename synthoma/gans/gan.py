@@ -194,6 +194,29 @@ def optimizer_of(
     return torch.optim.Adam(net.parameters(), lr=rate, betas=(momentum, 0.999), fused=True)
 
 
+def players_of(
+    discriminator: nn.Module,
+    generator: nn.Module,
+    optimizer: Optimizer,
+    *,
+    rate: float,
+    momentum: float,
+    decay: float,
+) -> tuple[Player, ...]:
+    """Discriminator, then generator, with rates that fall as in Goodfellow's code."""
+
+    def factor(step: int, steps: int) -> float:
+        return decayed(step, decay=decay, rate=rate)
+
+    nets = {"discriminator": discriminator, "generator": generator}
+    return tuple(
+        Player(
+            name, (net,), optimizer_of(net, optimizer, rate=rate, momentum=momentum), rate=factor
+        )
+        for name, net in nets.items()
+    )
+
+
 def decayed(step: int, *, decay: float, rate: float) -> float:
     """The factor on a rate that is divided by `decay` at each step and stays above 1e-6.
 
@@ -231,17 +254,14 @@ class OriginalGAN(GAN):
     def players(self, step: int) -> tuple[Player, ...]:
         """Discriminator, generator."""
         config = self.config
-
-        def player(name: str, net: nn.Module) -> Player:
-            optimizer = optimizer_of(
-                net, config.optimizer, rate=config.learning_rate, momentum=config.momentum
-            )
-            return Player(name, (net,), optimizer, rate=rate)
-
-        def rate(step: int, steps: int) -> float:
-            return decayed(step, decay=config.decay, rate=config.learning_rate)
-
-        return player("discriminator", self.discriminator), player("generator", self.generator)
+        return players_of(
+            self.discriminator,
+            self.generator,
+            config.optimizer,
+            rate=config.learning_rate,
+            momentum=config.momentum,
+            decay=config.decay,
+        )
 
     def losses(self, player: str, batch: Batch, turn: Turn) -> Losses:
         """The non-saturating game; what the discriminator drops is drawn by torch's dropout."""
@@ -287,7 +307,7 @@ class OriginalGAN(GAN):
 
 def fitted(config: OriginalGANConfig, pools: dict[str, Pool]) -> OriginalGANConfig:
     """The settings with what the data decides: the number of channels."""
-    channels = pools["real"].datasets[0].values(0).shape[0]
+    channels = pools["real"].channels
     return config.model_copy(update={"channels": channels})
 
 

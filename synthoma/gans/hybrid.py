@@ -29,13 +29,12 @@ from torch.nn.utils.parametrizations import spectral_norm
 from synthoma.data.batches import Pool
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
-from synthoma.errors import SettingsError
 from synthoma.gans import pggan
 from synthoma.gans.cpggan import CPGGANConfig
 from synthoma.gans.pggan import Critic, Generator, deal, phase, play, stage
 from synthoma.nn import features
 from synthoma.nn.blocks import batch_spread, convolution_dtype
-from synthoma.nn.conditions import draw_looks, lesion_looks
+from synthoma.nn.conditions import check_given, draw_looks, lesion_looks
 from synthoma.nn.losses import HINGE, mean_over_maps
 
 __all__ = ["DEMO", "PRESETS", "Hybrid", "HybridConfig", "fitted"]
@@ -247,19 +246,9 @@ class Hybrid(GAN):
         Raises:
             SettingsError: One of them is missing, or boxes are of images not asked for.
         """
-        if given is None or not {"boxes", "box_case", "looks"} <= given.keys():
-            had = "nothing" if given is None else ", ".join(given)
-            raise SettingsError(
-                f"hybrid was given {had}; it needs 'boxes' (m, 4), 'box_case' (m,) and 'looks' "
-                "(m, 2); all empty for images without lesions"
-            )
-        boxes, looks = given["boxes"].to(noise), given["looks"].to(noise)
-        case = given["box_case"].to(noise.device)
-        if len(case) and not 0 <= int(case.min()) <= int(case.max()) < len(noise):
-            raise SettingsError(
-                f"boxes are given for images {int(case.min())} to {int(case.max())}; "
-                f"allowed: 0 to {len(noise) - 1}, one image for each row of noise"
-            )
+        told = check_given("hybrid", given, ("boxes", "box_case", "looks"), images=len(noise))
+        boxes, looks = told["boxes"].to(noise), told["looks"].to(noise)
+        case = told["box_case"].to(noise.device)
         side_px, fade = phase(self.config, int(self.step))
         scale = side_px / self.config.side_px
         condition = draw_looks(boxes * scale, looks, case, images=len(noise), side_px=side_px)

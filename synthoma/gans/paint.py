@@ -30,7 +30,7 @@ from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.errors import DataError, SettingsError
 from synthoma.nn import features
 from synthoma.nn.blocks import batch_spread
-from synthoma.nn.conditions import draw_looks, lesion_looks
+from synthoma.nn.conditions import check_given, draw_looks, lesion_looks
 from synthoma.nn.losses import HINGE, LEAST_SQUARES, mean_over_maps
 from synthoma.nn.patches import Region, cut, in_turn, one_box_each, put_back
 
@@ -352,27 +352,17 @@ def checked(
     given: Batch | None, noise: Tensor, config: PaintConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A copy of the slices, boxes, which slice each is in, and looks."""
-    if given is None or not {"image", "boxes", "box_case", "looks"} <= given.keys():
-        had = "nothing" if given is None else ", ".join(given)
-        raise SettingsError(
-            f"paint was given {had}; it needs 'image' (n, c, side, side), 'boxes' (m, 4), "
-            "'box_case' (m,) and 'looks' (m, 2)"
-        )
-    image, case = given["image"].to(noise).clone(), given["box_case"].to(noise.device)
+    told = check_given("paint", given, ("image", "boxes", "box_case", "looks"), images=len(noise))
+    image, case = told["image"].to(noise).clone(), told["box_case"].to(noise.device)
     shape = (len(noise), config.channels, config.side_px, config.side_px)
     if image.shape != shape:
         raise SettingsError(f"paint was given images {tuple(image.shape)}; allowed: {shape}")
-    if len(case) and not 0 <= int(case.min()) <= int(case.max()) < len(noise):
-        raise SettingsError(
-            f"boxes are given for images {int(case.min())} to {int(case.max())}; "
-            f"allowed: 0 to {len(noise) - 1}, one image for each row of noise"
-        )
-    return image, given["boxes"].to(noise), case, given["looks"].to(noise)
+    return image, told["boxes"].to(noise), case, told["looks"].to(noise)
 
 
 def fitted(config: PaintConfig, pools: dict[str, Pool]) -> PaintConfig:
     """The settings with what the data decides: the number of channels."""
-    channels = pools["real"].datasets[0].values(0).shape[0]
+    channels = pools["real"].channels
     features.check_channels(channels)
     return config.model_copy(update={"channels": channels})
 

@@ -370,7 +370,7 @@ class PGGAN(GAN):
 
 def fitted(config: PGGANConfig, pools: dict[str, Pool]) -> PGGANConfig:
     """The settings with what the data decides: the number of channels."""
-    channels = pools["real"].datasets[0].values(0).shape[0]
+    channels = pools["real"].channels
     return config.model_copy(update={"channels": channels})
 
 

@@ -37,8 +37,7 @@ from synthoma.data.batches import Pool
 from synthoma.data.classic import STILL
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
-from synthoma.errors import SettingsError
-from synthoma.nn.conditions import draw_boxes
+from synthoma.nn.conditions import check_given, draw_boxes
 from synthoma.nn.losses import NON_SATURATING
 
 
@@ -210,18 +209,8 @@ class Pix2pix(GAN):
         Raises:
             SettingsError: Boxes are missing, or belong to images that are not asked for.
         """
-        if given is None or not {"boxes", "box_case"} <= given.keys():
-            had = "nothing" if given is None else ", ".join(given)
-            raise SettingsError(
-                f"pix2pix was given {had}; it needs boxes: 'boxes' (m, 4) and 'box_case' (m,); "
-                "both empty for images without lesions"
-            )
-        boxes, box_case = given["boxes"].to(noise), given["box_case"].to(noise.device)
-        if len(box_case) and not 0 <= int(box_case.min()) <= int(box_case.max()) < len(noise):
-            raise SettingsError(
-                f"boxes are given for images {int(box_case.min())} to {int(box_case.max())}; "
-                f"allowed: 0 to {len(noise) - 1}, one image for each row of noise"
-            )
+        told = check_given("pix2pix", given, ("boxes", "box_case"), images=len(noise))
+        boxes, box_case = told["boxes"].to(noise), told["box_case"].to(noise.device)
         condition = draw_boxes(boxes, box_case, images=len(noise), side_px=self.side_px)
         return self.paint(condition, [seeded_by(row) for row in noise])
 
@@ -234,7 +223,7 @@ def seeded_by(row: Float[Tensor, " d"]) -> torch.Generator:
 
 def fitted(config: Pix2pixConfig, pools: dict[str, Pool]) -> Pix2pixConfig:
     """The settings with what the data decides: the number of channels."""
-    channels = pools["real"].datasets[0].values(0).shape[0]
+    channels = pools["real"].channels
     return config.model_copy(update={"channels": channels})
 
 

@@ -119,7 +119,7 @@ class WGAN(GAN):
 
 def fitted(config: WGANConfig, pools: dict[str, Pool]) -> WGANConfig:
     """The settings with what the data decides: the number of channels."""
-    channels = pools["real"].datasets[0].values(0).shape[0]
+    channels = pools["real"].channels
     return config.model_copy(update={"channels": channels})
 
 

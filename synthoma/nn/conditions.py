@@ -8,13 +8,44 @@ A look is two numbers, measured in the image itself, so that no annotation is ne
 both in units of the image, [-1, 1], hence from -2 to 2.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from synthoma.errors import SettingsError
+
 #: Points a side of the grid on which a look is measured, from -AROUND to AROUND half boxes.
 POINTS, AROUND = 24, 1.5
+
+
+def check_given(
+    system: str, given: Mapping[str, Tensor] | None, names: tuple[str, ...], *, images: int
+) -> Mapping[str, Tensor]:
+    """What was given, if a generator can draw from it.
+
+    Args:
+        names: What it must be given, "boxes" and "box_case" among it.
+        images: How many are asked for.
+
+    Raises:
+        SettingsError: One of them is missing, or boxes are of images that are not asked for.
+    """
+    if given is None or not set(names) <= given.keys():
+        had = "nothing" if given is None else ", ".join(given)
+        raise SettingsError(
+            f"{system} was given {had}; it needs boxes: {', '.join(map(repr, names))}; those of "
+            "lesions empty for images without any"
+        )
+    case = given["box_case"]
+    if len(case) and not 0 <= int(case.min()) <= int(case.max()) < images:
+        raise SettingsError(
+            f"boxes are given for images {int(case.min())} to {int(case.max())}; allowed: 0 to "
+            f"{images - 1}, one image for each row of noise"
+        )
+    return given
 
 
 def draw_boxes(
