@@ -207,8 +207,10 @@ def low_data(brains):
     overrides = {
         **dict.fromkeys(("hybrid", "own"), TINY["hybrid"]),
         **{f"{name}_train": TINY["hybrid_train"] for name in ("hybrid", "own")},
-        "paint": {"side_px": 32, "patch_px": 16, "batch_size": 4},
-        "paint_train": {"steps": 3},
+        **dict.fromkeys(
+            ("paint", "paint-others"), {"side_px": 32, "patch_px": 16, "batch_size": 4}
+        ),
+        **dict.fromkeys(("paint_train", "paint-others_train"), {"steps": 3}),
         "detector": TINY["detector"],
         "detector_train": {**TINY["detector_train"], "steps": 2},
         "study": {"least_found": 0, "ratios": [1.0], "variety": 2},
@@ -242,11 +244,16 @@ def test_every_set_up_of_a_draw_sees_the_same_real_slices(low_data):
 
 @pytest.mark.slow
 def test_generators_of_others_saw_no_patient_of_any_draw(low_data):
-    seen = set(json.loads((low_data / "generators/hybrid/run.json").read_text())["trained_on"])
+    def seen_by(name):
+        return set(
+            json.loads((low_data / "generators" / name / "run.json").read_text())["trained_on"]
+        )
+
+    seen = seen_by("hybrid")
+    assert seen == seen_by("paint-others")
     for name in ("own-draw0", "own-draw1", "paint-draw0", "paint-draw1"):
-        own = json.loads((low_data / "generators" / name / "run.json").read_text())["trained_on"]
-        assert own
-        assert not seen & set(own)
+        assert seen_by(name)
+        assert not seen & seen_by(name)
 
 
 @pytest.mark.slow
@@ -265,7 +272,7 @@ def test_low_data_rows_average_over_draws_and_show_each(low_data):
 @pytest.mark.slow
 def test_a_part_that_another_process_is_at_is_left_to_it(low_data, monkeypatch):
     work = Work(low_data, Study.model_validate(study_json(low_data)), "", "cpu", 0.0)
-    with work.claimed("prepare") as mine:
+    with work.tasks.claimed("prepare") as mine:
         assert mine
         assert not work.run()  # it waits for the other process until its minutes are up
 
@@ -295,7 +302,7 @@ def test_a_set_whose_lesions_are_not_found_is_refused_with_the_reason(finished, 
 def test_low_data_without_other_patients_is_refused_before_anything_is_trained(brains, tmp_path):
     overrides = dict.fromkeys(("hybrid", "own"), TINY["hybrid"])
     overrides |= {f"{name}_train": TINY["hybrid_train"] for name in ("hybrid", "own")}
-    overrides |= {"paint": {"side_px": 32}}
+    overrides |= dict.fromkeys(("paint", "paint-others"), {"side_px": 32})
     study = settings_for(
         brains.folder, scale="small", also=[], seed=0, slices=25, draws=1, overrides=overrides
     )

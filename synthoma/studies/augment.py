@@ -41,6 +41,7 @@ from synthoma.engine.settings import TrainSettings
 from synthoma.errors import DataError, SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.settings import replaced
+from synthoma.studies.stages import slug
 from synthoma.zoo import load_entry
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ BASELINE = "real + classic"
 PASTE = "cut-and-paste"
 #: Lesions that `paint` paints into tumour-free slices.
 PAINT_NORMAL = "paint-normal"
+#: With little data: systems that are trained a second time, on other patients' slices or on the
+#: draw's own, by the name of that generator.
+SYSTEMS = {"own": "hybrid", "paint-others": "paint"}
+#: Generators that learn from other patients' slices where there is little data.
+OF_OTHERS = ("hybrid", "paint-others")
 
 
 class Trained(BaseModel):
@@ -109,7 +115,7 @@ class Setup(BaseModel):
     @property
     def slug(self) -> str:
         """A folder's name."""
-        return "-".join("".join(c if c.isalnum() else " " for c in self.name).split())
+        return slug(self.name)
 
 
 class Study(BaseModel):
@@ -219,6 +225,8 @@ def rows(scale: str, *, ratios: tuple[float, ...], low_data: bool, also: bool) -
     if low_data:
         many += [
             row(Part(set="own", curated=True)),
+            row(from_others := Part(set="paint-others", curated=True)),
+            row(pasted, from_others),
             row(name="the other patients' slices themselves", others=True),
         ]
     return tuple(many)
@@ -276,8 +284,8 @@ def settings_for(
 
     generators = {
         name: Source(
-            **preset(name, "hybrid" if name == "own" else name, scale, overrides),
-            of="others" if name == "hybrid" and slices else "draw",
+            **preset(name, SYSTEMS.get(name, name), scale, overrides),
+            of="others" if name in OF_OTHERS and slices else "draw",
         )
         for name in sorted(used - {PAINT_NORMAL})
     }
