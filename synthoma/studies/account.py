@@ -116,7 +116,7 @@ def account(work: "Work") -> Report:
         versions=versions(),
         command=work.command,
         seeds=sorted({cell.facts["seed"] for cell in cells[BASELINE]}),
-        seconds=work.seconds,
+        seconds=work.tasks.seconds,
         data=facts(work),
     )
 

@@ -8,14 +8,11 @@
     STUDY/cells/SETUP-drawD-seedS
     STUDY/report.html, report.md, table.json, seconds.json
 
-Parts of a stage do not depend on one another. Several processes may work on one study: each takes
-the parts that no other has taken, and waits for the rest of a stage.
+Parts of a stage do not depend on one another. Several processes may work on one study
+(`stages.py`): each takes the parts that no other has taken, and waits for the rest of a stage.
 """
 
-import contextlib
-import fcntl
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
@@ -36,18 +33,13 @@ from synthoma.report.page import write_report
 from synthoma.studies.account import account
 from synthoma.studies.augment import BASELINE, PASTE, Part, Setup, Study
 from synthoma.studies.detection import Cell, read_cell, read_findings, run_cell, write_findings
+from synthoma.studies.stages import Stages, Task, slug
 from synthoma.studies.verdict import judge_set
-from synthoma.synthesis.curate import (
-    curate,
-    write_decisions,
-)
+from synthoma.synthesis.curate import curate, write_decisions
 from synthoma.synthesis.draw import draw
 from synthoma.synthesis.fit import Mixed, TrainingData, fit, has_boxes, resume
 from synthoma.synthesis.paste import paste
 from synthoma.zoo import load_entry
-
-#: A name for people, and what does it; False where the minutes were up.
-Task = tuple[str, Callable[[], bool]]
 
 #: So many times more images are drawn than are wanted where they are curated.
 SPARE = 3
@@ -62,11 +54,11 @@ class Work:
         self, out: Path, study: Study, command: str, device: str, minutes: float | None
     ) -> None:
         self.out, self.study, self.command, self.device = out, study, command, device
-        self.ends = None if minutes is None else time.monotonic() + 60 * minutes
+        self.tasks = Stages(out, minutes)
 
     def run(self) -> bool:
         """Every stage in turn, with a report after each draw; False where the minutes were up."""
-        return all(self.stage(tasks) for tasks in self.stages())
+        return self.tasks.run(self.stages())
 
     def stages(self) -> Iterator[list[Task]]:
         """What is to be done, in order."""
@@ -98,63 +90,6 @@ class Work:
                 for setup in study.setups
             ]
             yield [(f"report on {d + 1} of {study.draws} draws", self.report)]
-
-    def stage(self, tasks: Sequence[Task]) -> bool:
-        """Do every task of a stage, or wait until another process has."""
-        pending = list(tasks)
-        while pending:
-            took = False
-            for name, do in list(pending):
-                with self.claimed(name) as mine:
-                    if not mine:
-                        continue
-                    took = True
-                    if not self.timed(name, do):
-                        return False
-                    pending.remove((name, do))
-            if not took and self.minutes_left == 0:
-                return False
-            if not took:
-                time.sleep(1)
-        return True
-
-    @contextlib.contextmanager
-    def claimed(self, name: str) -> Iterator[bool]:
-        """Whether a task is this process's for the block; the system lets go when it dies."""
-        locks = self.out / ".locks"
-        locks.mkdir(exist_ok=True)
-        with (locks / slug(name)).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-
-    def timed(self, name: str, do: Callable[[], bool]) -> bool:
-        """Do a task and remember how long it took, over all calls."""
-        began = time.monotonic()
-        try:
-            return do()
-        finally:
-            spent = time.monotonic() - began
-            with (self.out / ".locks" / ".seconds").open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                seconds = self.seconds
-                if spent > 1 or name not in seconds:
-                    seconds[name] = round(seconds.get(name, 0.0) + spent, 1)
-                    write_json(self.out / "seconds.json", seconds)
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """What each task took."""
-        path = self.out / "seconds.json"
-        return read_json(path) if path.is_file() else {}
-
-    @property
-    def minutes_left(self) -> float | None:
-        """None: no limit."""
-        return None if self.ends is None else max(0.0, (self.ends - time.monotonic()) / 60)
 
     def on(self, d: int) -> str:
         """Which draw, where there are several."""
@@ -269,7 +204,7 @@ class Work:
         with training(f"train {folder.name}") as show:
             if folder.exists():
                 outcome = resume(
-                    folder, minutes=self.minutes_left, device=self.device, progress=show
+                    folder, minutes=self.tasks.minutes_left, device=self.device, progress=show
                 )
             else:
                 outcome = fit(
@@ -278,7 +213,7 @@ class Work:
                     data,
                     settings=source.settings(),
                     seed=self.study.seed,
-                    minutes=self.minutes_left,
+                    minutes=self.tasks.minutes_left,
                     device=self.device,
                     progress=show,
                 )
@@ -416,7 +351,7 @@ class Work:
                 (fitted, loop),
                 name=detector.name,
                 seed=self.study.seed + seed,
-                minutes=self.minutes_left,
+                minutes=self.tasks.minutes_left,
                 device=self.device,
                 progress=show,
             )
@@ -461,11 +396,6 @@ class Work:
         write_report(self.out, account(self))
         say(f"report: {self.out / 'report.html'} (also report.md and table.json)")
         return True
-
-
-def slug(name: str) -> str:
-    """A file's name."""
-    return "-".join("".join(c if c.isalnum() else " " for c in name).split())
 
 
 def paints(run: Path) -> bool:
