@@ -268,9 +268,12 @@ def settings_for(
     )
     left_out = own.pop("without", [])
     names = [*dict.fromkeys(part.set for setup in setups for part in setup.parts)]
+    names += [setup.name for setup in setups if setup.name != BASELINE]
     if not isinstance(left_out, list) or (wrong := set(left_out) - set(names)):
-        raise SettingsError(f"study.without={left_out}; allowed: a list of {', '.join(names)}")
-    setups = tuple(s for s in setups if not {part.set for part in s.parts} & set(left_out))
+        raise SettingsError(f"study.without={left_out}; allowed: a list of {'; '.join(names)}")
+    setups = tuple(
+        s for s in setups if not {s.name, *(part.set for part in s.parts)} & set(left_out)
+    )
     used = {part.set for setup in setups for part in setup.parts} - {PASTE}
     if "paint" not in used:
         used.discard(PAINT_NORMAL)
