@@ -4,13 +4,15 @@ A split is a list of patient ids, so a case cannot be in two splits unless its p
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from synthoma.errors import DataError, LeakError, SettingsError
 
 SPLITS = ("train", "validation", "test")
+#: How often patients are drawn again where a class is missing.
+TRIES = 1000
 #: Patient ids by split name.
 Splits = dict[str, list[str]]
 
@@ -86,6 +88,40 @@ def draw_patients(
             chosen.append(patient)
         found.append(sorted(chosen))
     return found
+
+
+def draw_patients_of_every_class(
+    patient_ids: Sequence[str], labels: Sequence[str], *, n_cases: int, draws: int, seed: int
+) -> list[list[str]]:
+    """`draw_patients`, drawn again until every set has every class.
+
+    Args:
+        labels: The class of every case.
+
+    Raises:
+        DataError: There are not so many cases, or chance never came to sets with every class.
+
+    Example:
+        >>> who, what = ["a", "b", "c", "d"], ["ill", "ill", "well", "well"]
+        >>> draw_patients_of_every_class(who, what, n_cases=2, draws=2, seed=0)
+        [['b', 'c'], ['a', 'd']]
+    """
+    shows: dict[str, set[str]] = {}
+    for patient, label in zip(patient_ids, labels, strict=True):
+        shows.setdefault(patient, set()).add(label)
+    classes = set(labels)
+    again = np.random.default_rng([seed, 1]).integers(2**62, size=TRIES).tolist()
+    for own in (seed, *again):
+        found = draw_patients(patient_ids, n_cases=n_cases, draws=draws, seed=own)
+        if all(set().union(*(shows[patient] for patient in drawn)) == classes for drawn in found):
+            return found
+    counts = ", ".join(
+        f"{sum(label in own for own in shows.values())} have {label}" for label in sorted(classes)
+    )
+    raise DataError(
+        f"{draws} draws of {n_cases} cases: in {TRIES + 1} tries a draw always lacked a class; of "
+        f"{len(shows)} patients {counts}; give more cases a draw, or fewer draws"
+    )
 
 
 def splits_from_cases(of_patient: Iterable[tuple[str, str]]) -> Splits:

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -37,15 +37,11 @@ from synthoma.console import duration, say
 from synthoma.data.dataset import Dataset
 from synthoma.data.prepare import Prepare
 from synthoma.data.store import new_folder, read_json, write_json
-from synthoma.engine.settings import TrainSettings
 from synthoma.errors import DataError, SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.settings import replaced
 from synthoma.studies.stages import slug
-from synthoma.zoo import load_entry
-
-if TYPE_CHECKING:
-    from synthoma.gans.pggan import PGGANConfig
+from synthoma.studies.trained import Trained, check_that_it_finishes, checked, preset
 
 BASELINE = "real + classic"
 #: The synthetic set that no generator draws.
@@ -57,20 +53,6 @@ PAINT_NORMAL = "paint-normal"
 SYSTEMS = {"own": "hybrid", "paint-others": "paint"}
 #: Generators that learn from other patients' slices where there is little data.
 OF_OTHERS = ("hybrid", "paint-others")
-
-
-class Trained(BaseModel):
-    """A system and how it is trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    system: dict[str, Any]
-    train: TrainSettings
-
-    def settings(self) -> tuple[BaseModel, TrainSettings]:
-        """As `fit` takes them."""
-        return load_entry(self.name).config.model_validate(self.system), self.train
 
 
 class Source(Trained):
@@ -318,50 +300,6 @@ def settings_for(
     except ValidationError as error:
         raise SettingsError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     return replaced(study, own, "study")
-
-
-def check_that_it_finishes(name: str, source: Source) -> None:
-    """Refuse a generator whose training would end while it grows, or before its last part."""
-    steps, last = source.train.steps, source.system.get("projected_from", 0)
-    if steps < last:
-        raise SettingsError(
-            f"{name}_train.steps={steps}, but its second part begins at step {last} "
-            f"({name}.projected_from)"
-        )
-    if "stable_images" in source.system:
-        from synthoma.gans.pggan import phase  # noqa: PLC0415 (imports torch)
-
-        config, _ = source.settings()
-        side_px, _ = phase(cast("PGGANConfig", config), steps)
-        if side_px != source.system["side_px"]:
-            raise SettingsError(
-                f"{name}_train.steps={steps}: by then it has grown to {side_px} of "
-                f"{source.system['side_px']} px; train it longer, or with fewer stable_images and "
-                "fade_images"
-            )
-
-
-def preset(
-    part: str, system: str, scale: str, overrides: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The fields of a `Trained`: a system's settings at a scale, those of its part replaced."""
-    own = load_entry(system).presets[scale]
-    return {
-        "name": system,
-        "system": replaced(own.system, overrides.get(part, {}), part).model_dump(mode="json"),
-        "train": replaced(own.train, overrides.get(f"{part}_train", {}), f"{part}_train"),
-    }
-
-
-def checked(ratios: Any) -> tuple[float, ...]:
-    """Some positive, different numbers."""
-    try:
-        found = tuple(float(ratio) for ratio in ratios)
-    except (TypeError, ValueError):
-        found = ()
-    if not found or min(found) <= 0 or len(set(found)) < len(found):
-        raise SettingsError(f"study.ratios={ratios}; allowed: some numbers above 0, each once")
-    return found
 
 
 def begin(out: Path, study: Study) -> None:

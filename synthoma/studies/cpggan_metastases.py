@@ -32,7 +32,8 @@ from synthoma.errors import SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.report.table import PublishedRow
 from synthoma.settings import merged, replaced
-from synthoma.studies.augment import BASELINE, SEEDS, Part, Setup, Source, Study, Trained, preset
+from synthoma.studies.augment import BASELINE, SEEDS, Part, Setup, Source, Study
+from synthoma.studies.trained import Trained, preset
 
 NAME = "cpggan_metastases"
 TITLE = "CPGGAN for brain metastases (Han et al. 2019):"

@@ -9,7 +9,7 @@ two more files, and a cell that has them is never run again:
 
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,18 +35,17 @@ from synthoma.metrics.detection import (
     threshold_at,
 )
 from synthoma.metrics.intervals import (
-    Interval,
     PatientMetric,
     average_precision_of,
     coverage_warning,
     interval,
-    paired_difference,
     ratio,
 )
-from synthoma.report.claims import corrected
-from synthoma.report.table import Difference, Estimate, Row, display
+from synthoma.report.table import Estimate, Row, display
+from synthoma.studies.rows import estimates, pairs_of, rows_of
+from synthoma.studies.trained import train_up
 from synthoma.synthesis.curate import find_in
-from synthoma.synthesis.fit import Progress, TrainingData, fit, resume
+from synthoma.synthesis.fit import Progress, TrainingData
 
 #: The paper's detection threshold, 0.1 %.
 THRESHOLD = 0.001
@@ -85,22 +84,17 @@ def run_cell(
     done = read_cell(folder, data.data)
     if done is not None:
         return done
-    if folder.exists():
-        outcome = resume(folder, minutes=minutes, device=device, progress=progress)
-    else:
-        outcome = fit(
-            name,
-            folder,
-            data,
-            settings=settings,
-            seed=seed,
-            minutes=minutes,
-            device=device,
-            progress=progress,
-        )
-    if outcome.stopped == "signal":
-        raise KeyboardInterrupt
-    if outcome.stopped == "minutes":
+    outcome = train_up(
+        name,
+        folder,
+        data,
+        settings,
+        seed=seed,
+        minutes=minutes,
+        device=device,
+        progress=progress,
+    )
+    if outcome is None:
         return None
     began = time.monotonic()
     real = Dataset.open(data.data)
@@ -219,86 +213,20 @@ def make_rows(
     seed: int,
     also: Sequence[str] = (),
 ) -> tuple[Row, ...]:
-    """A row of the table for each set-up, with paired differences.
-
-    The k-th cells of all set-ups share their draw of patients and their seed. Values average over
-    cells; the intervals resample test patients and hold neither draws nor seeds, so each difference
-    also keeps the primary metric's of `each` pair of cells.
-
-    Args:
-        baseline: The set-up that every other one is compared with, where it is in `cells`.
-        also: Further ones that those listed below them are compared with.
-
-    Raises:
-        AssertionError: The cells of two set-ups are not of the same draws and seeds.
-    """
-    pairs = {name: [(c.facts["draw"], c.facts["seed"]) for c in own]
-             for name, own in cells.items()}  # fmt: skip
-    wanted = next(iter(pairs.values()))
-    for name, own in pairs.items():
-        if own != wanted:
-            raise AssertionError(f"{name!r} has (draw, seed) {own}, not {wanted}")
-
+    """A row of the table for each set-up, with paired differences: see `rows_of`."""
+    facts = {name: [cell.facts for cell in own] for name, own in cells.items()}
+    pairs_of(facts)  # before rates of a pair are read
     runs = {name: [cell.findings for cell in own] for name, own in cells.items()}
     rates = false_positive_rates(runs[baseline]) if baseline in runs else None
-    metrics = {name: metrics_of(own, baseline_rates=rates) for name, own in runs.items()}
-    each = {name: precisions(own) for name, own in runs.items()}
-
-    def difference(setup: str, to: str) -> Difference:
-        found, _ = estimates(
-            {
-                name: partial(paired_difference, own, metrics[to][name], seed=seed)
-                for name, own in metrics[setup].items()
-            }
-        )
-        apart = tuple(a - b for a, b in zip(each[setup], each[to], strict=True))
-        return Difference(to=to, metrics=found, each=apart)
-
-    rows, above = [], set[str]()
-    for setup, trained in cells.items():
-        values, undefined = estimates(
-            {name: partial(interval, own, seed=seed) for name, own in metrics[setup].items()}
-        )
-        compared = [baseline] if baseline in cells and setup != baseline else []
-        compared += [other for other in also if other in above and other != baseline]
-        rows.append(
-            Row(
-                setup=setup,
-                n_real=_mean_over_draws(trained, "n_real"),
-                n_synthetic=_mean_over_draws(trained, "n_synthetic"),
-                draws=len({draw for draw, _ in wanted}),
-                seeds=len(trained),
-                metrics=values,
-                differences=tuple(difference(setup, to) for to in compared),
-                undefined=undefined,
-            )
-        )
-        above.add(setup)
-    return corrected(rows, PRIMARY)
-
-
-def _mean_over_draws(cells: Sequence[Cell], name: str) -> int:
-    """A count of images, which may differ by draw."""
-    of_draw = {cell.facts["draw"]: cell.facts[name] for cell in cells}
-    return round(sum(of_draw.values()) / len(of_draw))
-
-
-def estimates(
-    wanted: Mapping[str, Callable[[], Interval]],
-) -> tuple[dict[str, Estimate], dict[str, str]]:
-    """Each interval that is defined, and why the others are not."""
-    values, undefined = {}, {}
-    for name, compute in wanted.items():
-        try:
-            values[name] = estimate(compute())
-        except UndefinedMetricError as error:
-            undefined[name] = error.reason
-    return values, undefined
-
-
-def estimate(found: Interval) -> Estimate:
-    """An interval as reports keep it."""
-    return Estimate(value=found.value, low=found.low, high=found.high, n=found.n, p=found.p)
+    return rows_of(
+        facts,
+        {name: metrics_of(own, baseline_rates=rates) for name, own in runs.items()},
+        {name: precisions(own) for name, own in runs.items()},
+        primary=PRIMARY,
+        baseline=baseline,
+        also=also,
+        seed=seed,
+    )
 
 
 def adherence(

@@ -34,10 +34,11 @@ from synthoma.studies.account import account
 from synthoma.studies.augment import BASELINE, PASTE, Part, Setup, Study
 from synthoma.studies.detection import Cell, read_cell, read_findings, run_cell, write_findings
 from synthoma.studies.stages import Stages, Task, slug
+from synthoma.studies.trained import train_up
 from synthoma.studies.verdict import judge_set
 from synthoma.synthesis.curate import curate, write_decisions
 from synthoma.synthesis.draw import draw
-from synthoma.synthesis.fit import Mixed, TrainingData, fit, has_boxes, resume
+from synthoma.synthesis.fit import Mixed, TrainingData, has_boxes
 from synthoma.synthesis.paste import paste
 from synthoma.zoo import load_entry
 
@@ -200,26 +201,18 @@ class Work:
             boxed=True,
             also=self.also() if source.also else (),
         )
-        folder.parent.mkdir(exist_ok=True)
         with training(f"train {folder.name}") as show:
-            if folder.exists():
-                outcome = resume(
-                    folder, minutes=self.tasks.minutes_left, device=self.device, progress=show
-                )
-            else:
-                outcome = fit(
-                    source.name,
-                    folder,
-                    data,
-                    settings=source.settings(),
-                    seed=self.study.seed,
-                    minutes=self.tasks.minutes_left,
-                    device=self.device,
-                    progress=show,
-                )
-        if outcome.stopped == "signal":
-            raise KeyboardInterrupt
-        return outcome.stopped != "minutes"
+            done = train_up(
+                source.name,
+                folder,
+                data,
+                source.settings(),
+                seed=self.study.seed,
+                minutes=self.tasks.minutes_left,
+                device=self.device,
+                progress=show,
+            )
+        return done is not None
 
     def set_of(self, name: str, d: int, *, curated: bool = False) -> Path:
         """The folder of a synthetic set."""

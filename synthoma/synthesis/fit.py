@@ -68,9 +68,9 @@ class TrainingData(BaseModel):
     synthetic_first: float = Field(
         0,
         ge=0,
-        lt=1,
+        le=1,
         description="Share of the steps, from the first, that see synthetic images alone; the "
-        "others then see real ones alone. 0: mixed throughout.",
+        "others then see real ones alone. 0: mixed throughout; 1: real ones are never seen.",
     )
     source: Path | None = Field(None, description="The other domain, for systems with two.")
 
