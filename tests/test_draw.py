@@ -13,6 +13,7 @@ from synthoma.engine.run import Run
 from synthoma.errors import DataError, LeakError, SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
+from synthoma.synthesis.choose import CONDITIONS
 from synthoma.synthesis.draw import draw
 from synthoma.synthesis.fit import (
     Mixed,
@@ -23,7 +24,7 @@ from synthoma.synthesis.fit import (
     resume,
     select,
 )
-from synthoma.synthesis.orders import CONDITIONS, orders_from, orders_of
+from synthoma.synthesis.orders import orders_from, orders_of
 
 SMALL = {
     "side_px": 16,

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from synthoma.data.case import Case, Image, Synthetic
 from synthoma.data.dataset import Dataset
+from synthoma.data.split import all_to_train
 from synthoma.data.store import DatasetWriter
 from synthoma.engine.run import Run
 from synthoma.engine.system import Refiner
@@ -18,7 +19,6 @@ from synthoma.metrics.refining import changes
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.synthesis import refine as refining
-from synthoma.synthesis.draw import all_to_train
 from synthoma.synthesis.fit import TrainingData, fit, load_trained, open_pools
 from synthoma.synthesis.refine import refine
 

@@ -19,22 +19,15 @@ from synthoma.data.batches import Batch, signed_unit
 from synthoma.data.case import Case, Image, Synthetic
 from synthoma.data.classic import Classic
 from synthoma.data.dataset import Dataset
-from synthoma.data.split import Splits
+from synthoma.data.split import all_to_train
 from synthoma.data.store import DatasetWriter
 from synthoma.engine.run import Run
 from synthoma.engine.system import GAN
 from synthoma.engine.train import generator_for, threads
 from synthoma.errors import SettingsError
+from synthoma.synthesis.choose import CONDITIONS, Wanted, check_data, choose_orders
 from synthoma.synthesis.fit import TrainingData, load_trained, select
-from synthoma.synthesis.orders import (
-    CONDITIONS,
-    Order,
-    Orders,
-    Wanted,
-    check_data,
-    choose_orders,
-    stored,
-)
+from synthoma.synthesis.orders import Order, Orders, stored
 from synthoma.synthesis.privacy import BLOCK, Gallery
 
 #: Images drawn at once; recorded in dataset.json, because another size may change last bits.
@@ -171,11 +164,6 @@ def gallery_of(runs: Sequence[Path], systems: Sequence[GAN]) -> Gallery:
             held_out = Dataset.open(data.data).split("validation")
     training, *also = parts.values()
     return Gallery.of(training, held_out, also=also, region="boxes" if painting.pop() else "image")
-
-
-def all_to_train(patients: list[str]) -> Splits:
-    """Synthetic images are for training only."""
-    return {"train": patients, "validation": [], "test": []}
 
 
 def draw_cases(

@@ -5,35 +5,19 @@ say.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt8
-from torch import Tensor
 
-from synthoma.data.batches import Pool, resize, signed_unit
+from synthoma.data.batches import resize, signed_unit
 from synthoma.data.boxes import scale
 from synthoma.data.classic import Classic, matrix, move_boxes
 from synthoma.data.dataset import Dataset
-from synthoma.data.split import check_no_leak
-from synthoma.engine.run import Run
-from synthoma.engine.system import GAN
 from synthoma.errors import DataError, SettingsError
-from synthoma.nn.conditions import lesion_looks, shares_of
-from synthoma.synthesis.fit import TrainingData, open_pools, select
-
-#: How training boxes become orders (Han et al. 2019, section 2.2): flips, shift and zoom to 10 %.
-CONDITIONS = Classic(
-    flip_x=True, flip_y=True, rotate_degrees=0, shift=0.1, shear=0, zoom=0.1, least_visible=0.5
-)
-#: Lesions that are tried on one background, and backgrounds that are tried for one image.
-TRIES = 20
-#: A pixel is air up to this share of the image's range above its minimum; a lesion may lie on so
-#: much air. 95 % of the lesions of 973 contrast-enhanced MR slices do.
-AIR, MOST_AIR = 0.1, 0.1
+from synthoma.nn.conditions import lesion_looks
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,101 +55,6 @@ class Order:
 
 
 Orders = Callable[[int], Order]
-
-
-@runtime_checkable
-class Painter(Protocol):
-    """What a GAN whose conditions have a background offers besides."""
-
-    side_px: int
-
-    def painted_region(self, boxes: Tensor) -> Tensor:
-        """Which pixels (m, side, side) painting each of the boxes (m, 4) may change."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the caller of `draw` asked for, the same for every run."""
-
-    seed: int
-    given: Dataset | None = None
-    boxes: Sequence[Sequence[float]] = ()
-    onto: Dataset | None = None
-    label: str | None = None
-    conditions: Classic = field(default_factory=lambda: CONDITIONS)
-
-
-def choose_orders(
-    folder: Path, system: GAN, facts: dict[str, Any], wanted: Wanted
-) -> tuple[Orders | None, tuple[str, ...]]:
-    """What the images of a run shall show, and every patient whose images go into them.
-
-    The orders are None for a GAN that takes no conditions. The patients are those that the run was
-    trained on, and those of the backgrounds.
-
-    Raises:
-        SettingsError: The GAN does not take what was asked for.
-        DataError: The run's dataset is another than it was trained on.
-        LeakError: A background shows a patient of the run's validation or test split.
-    """
-    told, seen = system.conditions, set(facts["trained_on"])
-    if "label" not in told and wanted.label is not None:
-        raise SettingsError(f"{facts['name']} takes no label; cgan does")
-    if "boxes" not in told and (wanted.given is not None or len(wanted.boxes)):
-        raise SettingsError(f"{facts['name']} takes no boxes; cpggan does")
-    if "background" not in told and wanted.onto is not None:
-        raise SettingsError(f"{facts['name']} paints into no image; paint does")
-    data = TrainingData.model_validate(Run.open(folder).facts["data"])
-    if "label" in told:
-        check_data(folder, data)
-        classes, labels = tuple(facts["system"]["classes"]), labels_of(own_cases(data))
-        orders = orders_of_classes(classes, labels, only=wanted.label, seed=wanted.seed)
-        return orders, tuple(sorted(seen))
-    if "boxes" not in told:
-        return None, tuple(sorted(seen))
-    looks, paints, side_px = "looks" in told, "background" in told, system.side_px
-    from_run = not len(wanted.boxes) and wanted.given is None
-    if from_run or looks or (paints and wanted.onto is None):
-        check_data(folder, data)
-    if len(wanted.boxes):
-        orders = orders_of(
-            wanted.boxes, side_px, looks_from=select(data) if looks else None, seed=wanted.seed
-        )
-    else:
-        source = select(data) if wanted.given is None else wanted.given
-        seen |= set(source.real_patients)  # where and how their lesions lie goes into the images
-        conditions = wanted.conditions if wanted.given is None else None
-        orders = orders_from(source, side_px, seed=wanted.seed, conditions=conditions, looks=looks)
-    if paints:
-        backgrounds = Pool(own_cases(data) if wanted.onto is None else [wanted.onto])
-        seen |= backgrounds.patients
-        if data.split == "train" and wanted.onto is not None:
-            splits = Dataset.open(data.data).splits
-            check_no_leak(
-                splits, backgrounds.patients, what=f"the backgrounds {wanted.onto.folder}"
-            )
-        if not isinstance(system, Painter):
-            raise AssertionError(f"{facts['name']} does not say which pixels it paints")
-        tries = TRIES if from_run else 1
-        orders = orders_onto(backgrounds, orders, system, seed=wanted.seed, tries=tries)
-    return orders, tuple(sorted(seen))
-
-
-def check_data(folder: Path, data: TrainingData) -> None:
-    """Refuse data that are not those a run was trained on."""
-    if open_pools(data).digest != Run.open(folder).facts["digest"]:
-        raise DataError(f"{data.data}: not the dataset that {folder} was trained on")
-
-
-def own_cases(data: TrainingData) -> list[Dataset]:
-    """The real cases that a run was trained on."""
-    return [select(data), *(Dataset.open(further).split("train") for further in data.also)]
-
-
-def labels_of(datasets: Sequence[Dataset]) -> list[str]:
-    """The labels of all cases that have one."""
-    labels = (dataset.label(i) for dataset in datasets for i in range(len(dataset)))
-    return [label for label in labels if label is not None]
 
 
 def orders_of_classes(
@@ -279,101 +168,6 @@ def orders_of(
         return Order(array, tuple(names), told, looks, dataset.label(places[0]))
 
     return order
-
-
-def orders_onto(
-    backgrounds: Pool, lesions: Orders, painter: Painter, *, seed: int, tries: int
-) -> Orders:
-    """Orders to paint lesions into real images.
-
-    A lesion has a place where it lies on tissue, and where painting touches neither a lesion of
-    the background nor another that is painted. Lesions of an order that have none are left out.
-    Where no lesion of `tries` orders has one, another background is taken.
-
-    Args:
-        lesions: Those to paint; where `tries` is 1, order i goes to image i.
-
-    Raises:
-        DataError: Of `TRIES` backgrounds none has a place; or boxes have labels in one of the
-            sets and none in another.
-    """
-    side_px, labelled = painter.side_px, bool(lesions(0).box_labels)
-    for dataset in backgrounds.datasets:
-        if len(dataset.index.boxes) and bool(dataset.about["box_labels"]) != labelled:
-            raise DataError(
-                f"{dataset.folder}: its boxes have {'no ' if labelled else ''}labels, unlike those "
-                "of the lesions to paint; label both, or neither"
-            )
-
-    def order(i: int) -> Order:
-        round_, k = divmod(i, len(backgrounds))
-        first = np.random.default_rng([seed, round_, 3]).permutation(len(backgrounds))[k]
-        others = np.random.default_rng([seed, i, 4]).integers(len(backgrounds), size=TRIES - 1)
-        passed_over: list[str] = []
-        for place in (int(first), *map(int, others)):
-            background = background_at(backgrounds, place, side_px)
-            for k in range(tries):
-                wanted = lesions(i * tries + k)
-                if wanted.told["boxes_of"] == background.case_id:
-                    continue  # its own lesions, once more
-                kept, region = places(wanted.boxes, background, painter)
-                if kept:
-                    labels = tuple(wanted.box_labels[j] for j in kept if wanted.box_labels)
-                    return replace(
-                        wanted,
-                        boxes=wanted.boxes[kept],
-                        looks=None if wanted.looks is None else wanted.looks[kept],
-                        box_labels=labels,
-                        background=replace(
-                            background, region=region, passed_over=tuple(passed_over)
-                        ),
-                    )
-            passed_over.append(background.case_id)
-        raise DataError(
-            f"image {i}: {TRIES} backgrounds have no place for a lesion, for example "
-            f"{passed_over[0]}: everywhere air, or lesions that are there already"
-        )
-
-    return order
-
-
-def places(
-    boxes: Float32[np.ndarray, "m 4"], background: Background, painter: Painter
-) -> tuple[list[int], Bool[np.ndarray, "side side"]]:
-    """Which boxes have a place on a background, and the pixels that painting them may change."""
-    side_px = painter.side_px
-    regions = painter.painted_region(torch.from_numpy(boxes)).cpu().numpy()
-    inside = shares_of(torch.from_numpy(boxes), side_px).numpy()
-    values = background.values.mean(axis=0, dtype=np.float32)
-    air = values <= values.min() + AIR * (values.max() - values.min())
-    taken = shares_of(torch.from_numpy(background.boxes), side_px).sum(0).numpy() > 0
-    kept, region = [], np.zeros((side_px, side_px), bool)
-    for j in range(len(boxes)):
-        on_air = (inside[j] * air).sum() / max(inside[j].sum(), 1e-6)
-        if on_air <= MOST_AIR and not (regions[j] & taken).any():
-            kept.append(j)
-            region |= regions[j]
-            taken |= regions[j]
-    return kept, region
-
-
-def background_at(pool: Pool, i: int, side_px: int) -> Background:
-    """A case as a background."""
-    which, place = pool.locate(i)
-    dataset = pool.datasets[which]
-    case = dataset[place]
-    values = dataset.values(place)
-    as_stored = values.dtype == np.uint8 and tuple(dataset.about["value_range"]) == (0, 255)
-    if not as_stored or values.shape[1:] != (side_px, side_px):
-        values = stored(served(dataset, place, side_px))
-    return Background(
-        values,
-        boxes_at(dataset, place, side_px),
-        case.box_labels,
-        case.label,
-        case.case_id,
-        np.zeros((side_px, side_px), bool),
-    )
 
 
 def served(dataset: Dataset, place: int, side_px: int) -> Float32[np.ndarray, "c side side"]:

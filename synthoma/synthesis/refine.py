@@ -22,16 +22,16 @@ from synthoma.data.batches import resize, signed_unit
 from synthoma.data.boxes import scale
 from synthoma.data.case import Case, Image, Synthetic
 from synthoma.data.dataset import Dataset
-from synthoma.data.split import check_no_leak
+from synthoma.data.split import all_to_train, check_no_leak
 from synthoma.data.store import DatasetWriter
 from synthoma.engine.run import Run
 from synthoma.engine.system import Refiner
 from synthoma.engine.train import generator_for, threads
 from synthoma.errors import DataError, SettingsError
 from synthoma.metrics.refining import changes
-from synthoma.synthesis.draw import all_to_train
+from synthoma.synthesis.choose import check_data
 from synthoma.synthesis.fit import TrainingData, load_trained, select
-from synthoma.synthesis.orders import check_data, stored
+from synthoma.synthesis.orders import stored
 from synthoma.synthesis.privacy import BLOCK, Gallery
 
 
