@@ -266,17 +266,19 @@ def zoo() -> None:
 
 @app.command("config")
 def show_config(
-    name: Annotated[str, typer.Argument(help="A system, a format, or prepare.")],
+    name: Annotated[str, typer.Argument(help="A system, a format, prepare or clusters.")],
     preset: Annotated[str, typer.Option(help="paper, small or smoke.")] = "paper",
 ) -> None:
     """Print the full settings of a system as YAML, each with what it means."""
     from synthoma.data.prepare import Prepare
     from synthoma.formats import FORMATS, load_format
     from synthoma.settings import describe
+    from synthoma.synthesis.clusters import ClusterSettings
     from synthoma.zoo import load_entry
 
-    if name == "prepare" or name in FORMATS:
-        own = Prepare() if name == "prepare" else load_format(name).Settings()
+    others = {"prepare": Prepare, "clusters": ClusterSettings}
+    if name in others or name in FORMATS:
+        own = others[name]() if name in others else load_format(name).Settings()
         say("\n".join([f"{name}:", *describe(own, "  ")]))
         return
     presets = load_entry(name).presets

@@ -2,13 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from synthoma.console import progress, say
 from synthoma.errors import DataError, SettingsError
 from synthoma.options import Config, Device, Out, Seed, Set, read_pairs, read_settings
+
+if TYPE_CHECKING:
+    from synthoma.data.dataset import Dataset
+    from synthoma.synthesis.curate import Decisions
 
 #: Copies that are named before the rest is counted.
 NAMED = 5
@@ -95,6 +99,13 @@ def refine(
 def curate(
     dataset: Annotated[Path, typer.Argument(help="A synthetic dataset folder.")],
     out: Out,
+    clusters: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of clusters: sheets to look at, and a table to change. With --real it is "
+            "made, and what it proposes is kept; without, what its table says now."
+        ),
+    ] = None,
     detector: Annotated[
         Path | None, typer.Option(help="Run folder of a detector, trained on real images.")
     ] = None,
@@ -103,46 +114,93 @@ def curate(
     ] = None,
     write_decisions: Annotated[
         Path | None,
-        typer.Option(help="Keep the detector's decisions here, for a person to change."),
+        typer.Option(help="Write what was decided on each image here, for --decisions."),
     ] = None,
     real: Annotated[
         Path | None,
         typer.Option(
-            help="Refuse the set unless the detector finds half as many lesions in it as "
-            "in the validation split of this real folder."
+            help="With --clusters: propose to drop clusters far from the training images of this "
+            "folder. With --detector: refuse the set unless it finds half as many lesions in it as "
+            "in this folder's validation split."
         ),
     ] = None,
     device: Device = "auto",
+    config: Config = None,
+    replaced: Set = None,
 ) -> None:
-    """Keep the synthetic images whose lesion is clear, to a detector or to a person.
+    """Keep the synthetic images that look real in clusters, whose lesion a detector finds, or that
+    a person chose.
 
-    Example: synthoma curate synthetic --detector runs/detector --out curated
+    Example: synthoma curate synthetic --clusters look --real brains --out curated
+
+    Settings of clusters: `synthoma config clusters`, and --set clusters.FIELD=VALUE.
     """
     from synthoma.data.dataset import Dataset
+    from synthoma.data.store import refuse_existing
     from synthoma.synthesis import curate as curation
 
-    if (detector is None) == (decisions is None):
-        raise SettingsError("give either --detector RUN or --decisions FILE.csv")
-    if detector is None and (write_decisions is not None or real is not None):
-        raise SettingsError("--write-decisions and --real go with --detector")
+    if sum(rule is not None for rule in (clusters, detector, decisions)) != 1:
+        raise SettingsError(
+            "give one of --clusters FOLDER, --detector RUN and --decisions FILE.csv"
+        )
+    if decisions is not None and (write_decisions is not None or real is not None):
+        raise SettingsError("--write-decisions and --real go with --clusters or --detector")
+    if (config is not None or replaced) and (clusters is None or real is None):
+        raise SettingsError("--config and --set go with --clusters and --real")
+    for path in (out, write_decisions):
+        if path is not None:  # before anything slow
+            refuse_existing(path)
     drawn = Dataset.open(dataset)
     if decisions is not None:
         made = curation.read_decisions(decisions)
+    elif clusters is not None:
+        made = by_clusters(drawn, clusters, real, device, read_settings(config, replaced))
     elif detector is not None:
         with progress("curate") as tell:
             made = curation.judge(
                 detector, drawn, device=device, progress=lambda done, of: tell(done, of, "")
             )
-        if write_decisions is not None:
-            curation.write_decisions(made, write_decisions)
-        if real is not None:
-            known = curation.judge(detector, Dataset.open(real).split("validation"), device=device)
-            verdict = curation.gate(made, known)
-            if not verdict.admitted:
-                raise DataError(f"{dataset}: {verdict.reason}")
-            say(verdict.reason)
+    if write_decisions is not None:
+        curation.write_decisions(made, write_decisions)
+    if detector is not None and real is not None:
+        known = curation.judge(detector, Dataset.open(real).split("validation"), device=device)
+        verdict = curation.gate(made, known)
+        if not verdict.admitted:
+            raise DataError(f"{dataset}: {verdict.reason}")
+        say(verdict.reason)
     kept = curation.curate(drawn, made, out)
     say(f"{len(kept)} of {len(drawn)} images kept in {out}")
+
+
+def by_clusters(
+    drawn: "Dataset",
+    folder: Path,
+    real: Path | None,
+    device: str,
+    settings: dict[str, dict[str, Any]],
+) -> "Decisions":
+    """What a folder of clusters says of each image; it is made where a real folder is given."""
+    from synthoma.data.dataset import Dataset
+    from synthoma.settings import replaced as replaced_settings
+    from synthoma.synthesis.clusters import ClusterSettings, cluster, read_clusters
+
+    if real is None:
+        return read_clusters(folder)
+    if wrong := set(settings) - {"clusters"}:
+        raise SettingsError(f"no settings {sorted(wrong)}; allowed: clusters.FIELD")
+    own = replaced_settings(ClusterSettings(), settings.get("clusters", {}), "clusters")
+    with progress("clusters") as tell:
+        made = cluster(
+            drawn,
+            Dataset.open(real).split("train"),
+            folder,
+            own,
+            device=device,
+            progress=lambda done, of: tell(done, of, ""),
+        )
+    say(f"look at {folder / 'index.png'}; change keep in {folder / 'clusters.csv'}, then")
+    say(f"synthoma curate {drawn.folder} --clusters {folder} --out ANOTHER")
+    return made
 
 
 def privacy(

@@ -107,15 +107,54 @@ def test_curate_asks_a_detector_and_keeps_what_a_person_may_change(
     assert "12 of 12 images kept" in said
 
 
+def test_curate_proposes_by_clusters_and_follows_the_table_that_a_person_changed(
+    synthoma, brains, pasted, tmp_path
+):
+    look, words = tmp_path / "look", ("curate", pasted.folder, "--device", "cpu")
+    settings = ("--set", "clusters.look.side_px=32", "--set", "clusters.most=50")
+    said = synthoma(
+        *words, "--clusters", look, "--real", brains.folder, *settings, "--out", tmp_path / "all"
+    )
+    assert "12 of 12 images kept" in said
+    assert f"change keep in {look / 'clusters.csv'}" in said
+    rows = (look / "clusters.csv").read_text().splitlines()
+    assert len(rows) == 3
+    (look / "clusters.csv").write_text("\n".join([*rows[:2], rows[2].removesuffix("yes") + "no"]))
+    table = tmp_path / "decisions.csv"
+    again = ("--clusters", look, "--write-decisions", table)
+    said = synthoma(*words, *again, "--out", tmp_path / "some")
+    n = int(rows[1].split(",")[1])
+    assert f"{n} of 12 images kept" in said
+    synthoma("curate", pasted.folder, "--decisions", table, "--out", tmp_path / "replayed")
+    kept = [(tmp_path / name / "cases.jsonl").read_bytes() for name in ("some", "replayed")]
+    assert kept[0] == kept[1]
+    real = ("--clusters", look, "--real", brains.folder)
+    assert "nothing is overwritten" in synthoma(*words, *real, "--out", tmp_path / "x", expect=2)
+    assert "most: 2.0" in synthoma("config", "clusters")
+
+
+def test_curate_refuses_what_exists_before_anything_slow(synthoma, brains, pasted, tmp_path):
+    """The run that is named is none, which would be said next."""
+    there, slow = tmp_path / "there", ("curate", pasted.folder, "--detector", tmp_path)
+    there.mkdir()
+    assert "nothing is overwritten" in synthoma(*slow, "--out", there, expect=2)
+    beside = ("--write-decisions", there, "--out", tmp_path / "x")
+    assert "nothing is overwritten" in synthoma(*slow, *beside, expect=2)
+
+
 def test_curate_wants_one_rule(synthoma, pasted, tmp_path):
     out = ("--out", tmp_path / "x")
-    assert "either" in synthoma("curate", pasted.folder, *out, expect=2)
+    assert "give one of" in synthoma("curate", pasted.folder, *out, expect=2)
     both = ("--decisions", "a.csv", "--detector", "run")
-    assert "either" in synthoma("curate", pasted.folder, *both, *out, expect=2)
+    assert "give one of" in synthoma("curate", pasted.folder, *both, *out, expect=2)
     beside = ("--decisions", "a.csv", "--real", "brains")
-    assert "go with --detector" in synthoma("curate", pasted.folder, *beside, *out, expect=2)
+    assert "go with --clusters" in synthoma("curate", pasted.folder, *beside, *out, expect=2)
     missing = ("--detector", tmp_path)
     assert "not a run folder" in synthoma("curate", pasted.folder, *missing, *out, expect=3)
+    nowhere = ("--clusters", tmp_path / "nowhere")
+    assert "--real DATASET makes" in synthoma("curate", pasted.folder, *nowhere, *out, expect=3)
+    settings = (*nowhere, "--set", "clusters.most=3")
+    assert "--set go with" in synthoma("curate", pasted.folder, *settings, *out, expect=2)
 
 
 def test_privacy_finds_training_images_under_another_name(synthoma, brains, pasted, tmp_path):

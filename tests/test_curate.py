@@ -132,7 +132,7 @@ def test_what_is_kept_is_the_same_case_by_case_and_what_is_dropped_is_counted(tm
         assert np.array_equal(case.boxes, before.boxes)
         assert case.origin == before.origin
     assert kept.about["dropped"] == {
-        "lesion unclear: detector x": {"n": 4, "for_example": ["s1", "s3", "s5", "s7"]}
+        "refused by detector x": {"n": 4, "for_example": ["s1", "s3", "s5", "s7"]}
     }
     assert kept.about["curated"] == {
         "judged": 10,
@@ -171,7 +171,7 @@ def test_a_person_may_overrule_the_detector(tmp_path):
     bare.write_text("keep;case_id\n".replace(";", ",") + "no,s0\nyes,s1\nno,s2\n")
     kept = curate(ordered, read_decisions(bare), tmp_path / "by-hand")
     assert [case.case_id for case in kept] == ["s1"]
-    assert kept.about["dropped"]["lesion unclear: person"]["n"] == 2
+    assert kept.about["dropped"]["refused by person"]["n"] == 2
 
 
 @pytest.mark.parametrize(

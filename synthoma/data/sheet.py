@@ -77,6 +77,16 @@ def contact_sheet(
     return sheet
 
 
+def titled(picture: UInt8[np.ndarray, "y x 3"], text: str) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture under a line of text, on black, as wide as the wider of both."""
+    font, size, strip_px = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 18
+    width = max(picture.shape[1], cv2.getTextSize(text, font, size, 1)[0][0] + 8)
+    whole = np.zeros((strip_px + picture.shape[0], width, 3), np.uint8)
+    cv2.putText(whole, text, (4, strip_px - 6), font, size, (255, 255, 255), 1, cv2.LINE_AA)
+    whole[strip_px:, : picture.shape[1]] = picture
+    return whole
+
+
 def write_png(
     path: Path, picture: UInt8[np.ndarray, "y x 3"], facts: Mapping[str, str] | None = None
 ) -> None:

@@ -12,7 +12,7 @@ background's own lesion may well be the clearer one.
 
 import csv
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -226,7 +226,7 @@ def curate(dataset: Dataset, decisions: Decisions, out: Path) -> Dataset:
     dropped: dict[str, list[str]] = {}
     for name in names:
         if not by_id[name].keep:
-            dropped.setdefault(f"lesion unclear: {by_id[name].rule}", []).append(name)
+            dropped.setdefault(f"refused by {by_id[name].rule}", []).append(name)
     rules = Counter(by_id[name].rule for name in names)
     return subset(
         dataset,
@@ -244,6 +244,7 @@ def write_decisions(decisions: Decisions, path: Path) -> None:
     The first row names the patients whom the detector saw.
     """
     refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         if decisions.saw:
@@ -251,7 +252,7 @@ def write_decisions(decisions: Decisions, path: Path) -> None:
         table.writerow(COLUMNS)
         for row in decisions.rows:
             numbers = ("" if value is None else value for value in (row.score, row.iou))
-            table.writerow([row.case_id, "yes" if row.keep else "no", row.rule, *numbers])
+            table.writerow([row.case_id, yes(row.keep), row.rule, *numbers])
 
 
 def read_decisions(path: Path) -> Decisions:
@@ -262,39 +263,62 @@ def read_decisions(path: Path) -> Decisions:
     Raises:
         DataError: The file is missing or damaged; the message names the row.
     """
-    saw: tuple[str, ...] = ()
     rows: dict[str, Decision] = {}
+    for where, cells in read_table(path, ("case_id", "keep")):
+        row = read_row(where, cells)
+        if row.case_id in rows:
+            raise DataError(f"{where}: case_id {row.case_id!r} is there twice")
+        rows[row.case_id] = row
+    if not rows:
+        raise DataError(f"{path}: holds no decision")
+    return Decisions(tuple(rows.values()), read_saw(path))
+
+
+def read_saw(path: Path) -> tuple[str, ...]:
+    """The patients whom a readable decisions file names."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for cells in csv.reader(file):
+            if cells and cells[0] == SAW:
+                return tuple(name for name in cells[1:] if name)
+            if any(cells):
+                break
+    return ()
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a table that a person may have changed, by column, and what to call each.
+
+    Blank rows, and any above the header that begin with "#", are passed over.
+
+    Raises:
+        DataError: The file is missing or damaged, or one of the columns is; it names the row.
+    """
     header: list[str] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = csv.reader(file, strict=True)
             for cells in table:
-                if not any(cells):
+                where = f"{path}: row {table.line_num}"
+                if not any(cells) or (not header and cells[0].startswith("#")):
                     continue
-                if not header and cells[0] == SAW:
-                    saw = tuple(name for name in cells[1:] if name)
-                elif not header:
-                    header = read_header(path, cells)
+                if not header:
+                    header = read_header(path, cells, columns)
+                elif len(cells) != len(header):
+                    raise DataError(
+                        f"{where}: {len(cells)} cells; needed: {len(header)}, one a column"
+                    )
                 else:
-                    row = read_row(f"{path}: row {table.line_num}", header, cells)
-                    if row.case_id in rows:
-                        raise DataError(
-                            f"{path}: row {table.line_num}: case_id {row.case_id!r} is there twice"
-                        )
-                    rows[row.case_id] = row
+                    yield where, {k: v.strip() for k, v in zip(header, cells, strict=True)}
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a table of UTF-8 text ({error})") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    if not rows:
-        raise DataError(f"{path}: holds no decision")
-    return Decisions(tuple(rows.values()), saw)
 
 
-def read_header(path: Path, cells: list[str]) -> list[str]:
+def read_header(path: Path, cells: list[str], columns: tuple[str, ...]) -> list[str]:
     """The names of the columns, checked."""
     header = [name.strip() for name in cells]
-    for name in ("case_id", "keep"):
+    for name in columns:
         if header.count(name) != 1:
             raise DataError(
                 f"{path}: column {name!r} must be there once; found {', '.join(header)[:200]}"
@@ -302,20 +326,15 @@ def read_header(path: Path, cells: list[str]) -> list[str]:
     return header
 
 
-def read_row(where: str, header: list[str], cells: list[str]) -> Decision:
+def read_row(where: str, cell: dict[str, str]) -> Decision:
     """The decision of one row.
 
     Args:
         where: Names the file and row in messages.
     """
-    if len(cells) != len(header):
-        raise DataError(f"{where}: {len(cells)} cells; needed: {len(header)}, one a column")
-    cell = {name: value.strip() for name, value in zip(header, cells, strict=True)}
     if not cell["case_id"]:
         raise DataError(f"{where}: case_id is empty")
-    keep = {"yes": True, "no": False}.get(cell["keep"].lower())
-    if keep is None:
-        raise DataError(f"{where}: keep is {cell['keep'][:50]!r}; allowed: yes, no")
+    keep = read_answer(where, cell, "keep")
     numbers: list[float | None] = []
     for name in ("score", "iou"):
         try:
@@ -323,3 +342,16 @@ def read_row(where: str, header: list[str], cells: list[str]) -> Decision:
         except ValueError:
             raise DataError(f"{where}: {name} is {cell[name][:50]!r}; allowed: a number") from None
     return Decision(cell["case_id"], keep, cell.get("rule") or "person", *numbers)
+
+
+def yes(answer: bool) -> str:
+    """An answer as tables have it."""
+    return "yes" if answer else "no"
+
+
+def read_answer(where: str, cell: dict[str, str], name: str) -> bool:
+    """The answer in a column, yes or no."""
+    answer = {"yes": True, "no": False}.get(cell[name].lower())
+    if answer is None:
+        raise DataError(f"{where}: {name} is {cell[name][:50]!r}; allowed: yes, no")
+    return answer

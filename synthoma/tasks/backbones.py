@@ -140,8 +140,8 @@ def imagenet_file(name: str) -> Path:
     if not path.is_file():
         raise ResourceError(
             f"ImageNet weights of {name}: no {path}, and synthoma downloads nothing by itself. "
-            f"Fetch {url} to that place, or give a file as system.weights=PATH, or take "
-            f"system.backbone={LITE0}, whose weights are installed"
+            f"Fetch {url} to that place, or give a file of weights, or take the backbone {LITE0}, "
+            "whose weights are installed"
         )
     return path
 
