@@ -270,6 +270,20 @@ def test_low_data_rows_average_over_draws_and_show_each(low_data):
 
 
 @pytest.mark.slow
+def test_nothing_is_trained_for_a_set_that_an_earlier_draw_refused(low_data):
+    work = Work(low_data, Study.model_validate(study_json(low_data)), "", "cpu", None)
+    path = work.judged("own", 0) / "verdict.json"
+    before = path.read_text()
+    try:
+        path.write_text(json.dumps(json.loads(before) | {"admitted": False, "reason": "16 %"}))
+        assert work.wants("own", 0)
+        assert not work.wants("own", 1)
+        assert work.wants("cut-and-paste", 1)
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.slow
 def test_a_part_that_another_process_is_at_is_left_to_it(low_data, monkeypatch):
     work = Work(low_data, Study.model_validate(study_json(low_data)), "", "cpu", 0.0)
     with work.tasks.claimed("prepare") as mine:

@@ -165,7 +165,7 @@ def table_of_sets(work: "Work", sets: Sequence[str], drawn: Sequence[int]) -> Sm
     """What was drawn, found, admitted; how diverse it is; whether it copies."""
     rows = []
     for name in sets:
-        for d in drawn:
+        for d in (d for d in drawn if work.was_judged(name, d)):
             v = work.verdict(name, d)
             own, real = v["diversity"], v["real_diversity"]
             spread = (
@@ -250,7 +250,7 @@ def warnings(
     if "one an image" in table.patients_from:
         said.append("The data name no patients; each image counts as one, which is too hopeful.")
     for name in sets:
-        for d in drawn:
+        for d in (d for d in drawn if work.was_judged(name, d)):
             v = work.verdict(name, d)
             real = {f"real {kind}": spread for kind, spread in v["real_diversity"].items()}
             if few := collapsed(v["diversity"] | real):

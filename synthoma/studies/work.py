@@ -81,8 +81,10 @@ class Work:
             tasks += [
                 (f"train {name}{self.on(d)}", partial(self.train_generator, name, d))
                 for name in of_draw
+                if self.wants(name, d)
             ]
             yield tasks
+            sets = {name for name in sets if self.wants(name, d)}
             yield [(f"draw {name}{self.on(d)}", partial(self.draw_set, name, d)) for name in sets]
             yield [(f"judge {name}{self.on(d)}", partial(self.judge, name, d)) for name in sets]
             yield [
@@ -266,11 +268,22 @@ class Work:
         found: dict[str, Any] = read_json(self.judged(name, d) / "verdict.json")
         return found
 
+    def was_judged(self, name: str, d: int) -> bool:
+        """Whether there is a verdict on a set."""
+        return (self.judged(name, d) / "verdict.json").is_file()
+
+    def wants(self, name: str, d: int) -> bool:
+        """Whether a set-up with the images of a generator was not refused on an earlier draw."""
+        sharing = {n for n, source in self.study.generators.items() if source.shares == name}
+        asking = [s for s in self.study.setups
+                  if {name, *sharing} & {part.set for part in s.parts}]  # fmt: skip
+        return d == 0 or any(self.refused(setup, d - 1) is None for setup in asking)
+
     def judge(self, name: str, d: int) -> bool:
         """Let the draw's own detector, trained on its real slices, look for the ordered lesions,
         and keep the images in which it finds them."""
         folder = self.judged(name, d)
-        if (folder / "verdict.json").is_file():
+        if self.was_judged(name, d):
             return True
         folder.mkdir(parents=True, exist_ok=True)
         drawn, curated = Dataset.open(self.set_of(name, d)), self.set_of(name, d, curated=True)
@@ -295,7 +308,7 @@ class Work:
         """Why a set-up is not run from a draw on: its images were refused there, or before."""
         for k in range(d + 1):
             for part in setup.parts:
-                if not (self.judged(part.set, k) / "verdict.json").is_file():
+                if not self.was_judged(part.set, k):
                     continue
                 found = self.verdict(part.set, k)
                 if not found["admitted"]:
