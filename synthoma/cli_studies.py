@@ -24,14 +24,14 @@ def augment(
     ctx: typer.Context,
     dataset: Annotated[Path | None, typer.Argument(help="A dataset folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to create.")] = None,
-    task: Annotated[str, typer.Option(help="detect.")] = "detect",
+    task: Annotated[str, typer.Option(help="detect or classify.")] = "detect",
     scale: Annotated[str, typer.Option(help="paper, small or smoke.")] = "paper",
     also: Annotated[
         list[Path] | None, typer.Option(help="Tumour-free slices for generators alone.")
     ] = None,
     slices: Annotated[
         int,
-        typer.Option(min=0, help="Low data: train on so many slices of whole patients; 0: all."),
+        typer.Option(min=0, help="Low data: train on so many images of whole patients; 0: all."),
     ] = 0,
     draws: Annotated[
         int, typer.Option(min=1, help="How many such draws of patients, no patient in two.")
@@ -43,15 +43,17 @@ def augment(
     replaced: Set = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this study folder.")] = None,
 ) -> None:
-    """Does synthetic data help here? Train the generator and detectors, and print one table.
+    """Does synthetic data help here? Train generators, then detectors or classifiers, and write
+    one table.
 
     Example: synthoma augment brains --task detect --scale smoke --out runs/does-it-help
     """
     from synthoma.data.dataset import Dataset
     from synthoma.studies import augment as study
+    from synthoma.studies import classify
 
-    if task != "detect":
-        raise SettingsError(f"--task {task}; allowed: detect")
+    if task not in study.TASKS:
+        raise SettingsError(f"--task {task}; allowed: {', '.join(study.TASKS)}")
     if resume is not None:
         only_beside_resume(ctx, "minutes", "device")
         folder = resume
@@ -61,16 +63,33 @@ def augment(
         folder = out
         settings = read_settings(config, replaced)
         Dataset.open(dataset)
-        wanted = study.settings_for(
-            dataset,
-            scale=scale,
-            also=also or [],
-            seed=seed,
-            slices=slices,
-            draws=draws,
-            overrides=settings,
-        )
-        study.begin(out, wanted)
+        if task == "classify":
+            if also:
+                raise SettingsError("--also is of --task detect: tumour-free slices have no boxes")
+            study.begin(
+                out,
+                classify.settings_for(
+                    dataset,
+                    scale=scale,
+                    seed=seed,
+                    slices=slices,
+                    draws=draws,
+                    overrides=settings,
+                ),
+            )
+        else:
+            study.begin(
+                out,
+                study.settings_for(
+                    dataset,
+                    scale=scale,
+                    also=also or [],
+                    seed=seed,
+                    slices=slices,
+                    draws=draws,
+                    overrides=settings,
+                ),
+            )
     if not study.go_on(folder, minutes=minutes, device=device):
         say(f"time is up; synthoma augment --resume {folder}")
 

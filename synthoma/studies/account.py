@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from synthoma.data.batches import resize, signed_unit
 from synthoma.data.dataset import Dataset
 from synthoma.data.sheet import to_bytes
 from synthoma.engine.run import Run, versions
@@ -15,12 +14,13 @@ from synthoma.metrics.diversity import collapsed
 from synthoma.metrics.embedding import embed, perplexity_for
 from synthoma.metrics.intervals import coverage_warning
 from synthoma.report.content import SmallTable
-from synthoma.report.figures import Curve, Detected, Froc, Picture, TrainingRun
+from synthoma.report.figures import Curve, Detected, Froc, TrainingRun
 from synthoma.report.page import Grid, Report
 from synthoma.report.scatter import Scatter
 from synthoma.report.table import Adherence, Estimate, PublishedRow, Refused, Table
 from synthoma.studies.detection import IOUS, PRIMARY, THRESHOLD, Cell, adherence, make_rows
-from synthoma.studies.verdict import lesions, painted_box
+from synthoma.studies.shown import EMBEDDED, LARGE, boxes_32, facts_of, picked, pictures, whole
+from synthoma.studies.verdict import painted_box
 
 if TYPE_CHECKING:
     from synthoma.studies.work import Work
@@ -57,9 +57,6 @@ PUBLISHED = tuple(
     )
 )
 PICTURES = 32
-#: Scales whose reports lay images out in the plane, and how many of each kind.
-LARGE = ("small", "paper")
-EMBEDDED = 500
 
 
 def account(work: "Work") -> Report:
@@ -117,7 +114,7 @@ def account(work: "Work") -> Report:
         command=work.command,
         seeds=sorted({cell.facts["seed"] for cell in cells[BASELINE]}),
         seconds=work.tasks.seconds,
-        data=facts(work),
+        data=facts_of(real, work.drawn, low_data=bool(study.slices)),
     )
 
 
@@ -359,20 +356,6 @@ def scatters(work: "Work", sets: Sequence[str]) -> list[Scatter]:
     return found
 
 
-def whole(dataset: Dataset) -> np.ndarray:
-    """Slices at 64 px as vectors, some of them."""
-    value_range = dataset.about["value_range"]
-    places = np.random.default_rng(0).permutation(len(dataset))[:EMBEDDED]
-    images = [resize(signed_unit(dataset.values(int(i)), value_range), 64) for i in places]
-    return np.stack([image.ravel() for image in images])
-
-
-def boxes_32(dataset: Dataset) -> np.ndarray:
-    """Boxes of some slices at 32 px as vectors."""
-    places = np.array(picked(dataset, EMBEDDED, 0))
-    return np.stack([image.ravel() for image in lesions(dataset, places)])
-
-
 def curve(setup: str, cells: Sequence[Cell], iou: float) -> Curve:
     """The FROC curve of a set-up, the mean over its seeds."""
     matched = [match(c.findings.detections, c.findings.truths, iou_threshold=iou) for c in cells]
@@ -385,22 +368,6 @@ def curve(setup: str, cells: Sequence[Cell], iou: float) -> Curve:
         float(np.mean([point.sensitivity for point in points])),
     )
     return Curve(setup, rate, sensitivity, operating_point=where)
-
-
-def picked(dataset: Dataset, n: int, seed: int) -> list[int]:
-    """Some cases with boxes, at random."""
-    with_boxes = [i for i in range(len(dataset)) if len(dataset.boxes(i))]
-    order = np.random.default_rng(seed).permutation(len(with_boxes))[:n]
-    return [with_boxes[k] for k in order]
-
-
-def pictures(dataset: Dataset, places: Sequence[int]) -> list[Picture]:
-    """Cases as the report draws them."""
-    value_range = dataset.about["value_range"]
-    return [
-        Picture(to_bytes(dataset.values(i), value_range), dataset.boxes(i), dataset[i].case_id)
-        for i in places
-    ]
 
 
 def detections(test: Dataset, cells: dict[str, list[Cell]], seed: int) -> list[Detected]:
@@ -426,26 +393,3 @@ def training(work: "Work", cells: dict[str, list[Cell]]) -> list[TrainingRun]:
     ]
     runs += [TrainingRun(setup, Run(own[0].folder).read_log()) for setup, own in cells.items()]
     return runs
-
-
-def facts(work: "Work") -> dict[str, Any]:
-    """What the data are."""
-    real = work.real
-    draws = {
-        f"draw {d}": f"{len(patients)} training patients, {len(work.slices(d))} slices"
-        for d, patients in enumerate(work.drawn)
-    }
-    splits = {
-        name: f"{len(ids)} patients, {len(real.of_patients(set(ids)))} slices"
-        for name, ids in real.splits.items()
-    }
-    about = real.about
-    return {
-        "slices": about["n_cases"],
-        "patients": about["n_patients"],
-        "patients from": about["patients_from"],
-        **splits,
-        **(draws if work.study.slices else {}),
-        "left out": {reason: dropped["n"] for reason, dropped in about["dropped"].items()},
-        "digest": about["digest"],
-    }

@@ -17,21 +17,15 @@ refused.
 A study folder goes on where it stopped; a finished cell is never run again. `work.py` does it.
 """
 
+import importlib
 import shlex
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from synthoma.console import duration, say
 from synthoma.data.dataset import Dataset
@@ -42,6 +36,9 @@ from synthoma.phantoms.brain import BrainConfig
 from synthoma.settings import replaced
 from synthoma.studies.stages import slug
 from synthoma.studies.trained import Trained, check_that_it_finishes, checked, preset
+
+if TYPE_CHECKING:
+    from synthoma.studies.classify import ClassifyStudy
 
 BASELINE = "real + classic"
 #: The synthetic set that no generator draws.
@@ -105,6 +102,7 @@ class Study(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    task: Literal["detect"] = "detect"
     name: str = Field("augment", description="augment, or the paper whose table it is.")
     remarks: tuple[str, ...] = Field((), description="What the report warns of, besides its own.")
     dataset: Path
@@ -302,7 +300,7 @@ def settings_for(
     return replaced(study, own, "study")
 
 
-def begin(out: Path, study: Study) -> None:
+def begin(out: Path, study: "Study | ClassifyStudy") -> None:
     """Write down what a study is to do, in a new folder.
 
     Raises:
@@ -319,6 +317,16 @@ def begin(out: Path, study: Study) -> None:
         write_json(folder / "study.json", study.model_dump(mode="json") | {"command": command})
 
 
+#: By task: what study.json holds, and what works on it.
+TASKS = {
+    "detect": ("synthoma.studies.augment.Study", "synthoma.studies.work.Work"),
+    "classify": (
+        "synthoma.studies.classify.ClassifyStudy",
+        "synthoma.studies.classify_work.ClassifyWork",
+    ),
+}
+
+
 def go_on(out: Path, *, minutes: float | None = None, device: str = "auto") -> bool:
     """Run the study that `begin` wrote down, from where it stands.
 
@@ -330,21 +338,29 @@ def go_on(out: Path, *, minutes: float | None = None, device: str = "auto") -> b
     Raises:
         LeakError: A generator would see a validation or test patient.
     """
-    from synthoma.studies.work import Work  # noqa: PLC0415 (it imports this file)
-
     if not (out / "study.json").is_file():
         raise DataError(f"{out}: not a study folder (no study.json)")
     kept = read_json(out / "study.json")
-    command = kept.pop("command")
+    command, task = kept.pop("command"), kept.get("task", "detect")
+    if task not in TASKS:
+        raise DataError(f"{out}/study.json: task {task!r}; allowed: {', '.join(TASKS)}")
+    settings, work = (load(path) for path in TASKS[task])
     try:
-        study = Study.model_validate(kept)
+        study = settings.model_validate(kept)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "study"
         raise DataError(
             f"{out}/study.json: {where}: {first['msg']}; was it made by another version?"
         ) from None
-    return Work(out, study, command, device, minutes).run()
+    finished: bool = work(out, study, command, device, minutes).run()
+    return finished
+
+
+def load(path: str) -> Any:
+    """The class of a dotted path; their files import this one."""
+    module, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
 
 
 def demo(out: Path, *, seed: int = 0) -> None:

@@ -1,0 +1,211 @@
+"""The report of a classification study, from what its folder holds."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from synthoma.data.dataset import Dataset
+from synthoma.engine.run import Run, versions
+from synthoma.metrics.diversity import collapsed
+from synthoma.metrics.embedding import embed, perplexity_for
+from synthoma.metrics.intervals import coverage_warning
+from synthoma.report.content import Grid, Report
+from synthoma.report.figures import TrainingRun
+from synthoma.report.scatter import Scatter
+from synthoma.report.table import Refused, Table
+from synthoma.studies.augment import BASELINE
+from synthoma.studies.classification import PRIMARY
+from synthoma.studies.classify import PRETRAINED_BASELINE
+from synthoma.studies.classify_cell import ClassCell, make_rows
+from synthoma.studies.classify_tables import (
+    table_of_pairs,
+    table_of_sets,
+    table_of_shortcuts,
+    table_of_two_samples,
+)
+from synthoma.studies.shown import EMBEDDED, LARGE, facts_of, pictures, whole
+
+if TYPE_CHECKING:
+    from synthoma.studies.classify_work import ClassifyWork
+
+TITLE = "Does synthetic data help to tell classes apart?"
+QUESTION = (
+    "Does a classifier answer better when synthetic images of known class are added to its real "
+    "training images? Each row is a classifier trained for the same number of steps, and tested "
+    "once on patients that neither it nor a generator has seen."
+)
+#: Pictures of a class in a grid.
+PICTURES = 16
+
+
+def account(work: "ClassifyWork") -> Report:
+    """Everything that the report shows."""
+    study, real = work.study, work.real
+    cells, refused = work.cells()
+    drawn = sorted({cell.facts["draw"] for cell in cells[BASELINE]})
+    table = Table(
+        study=study.name,
+        task="classify",
+        patients_from=real.about["patients_from"],
+        primary=PRIMARY,
+        rows=make_rows(cells, baseline=BASELINE, seed=study.seed, also=[PRETRAINED_BASELINE]),
+        refused=tuple(Refused(setup=name, reason=why) for name, why in refused.items()),
+    )
+    return Report(
+        title=f"{TITLE} {study.dataset.name}, scale {study.scale}",
+        question=QUESTION,
+        table=table,
+        warnings=warnings(work, table, drawn),
+        notes=notes(work, cells),
+        small_tables=[
+            table_of_shortcuts(work, cells[BASELINE]),
+            table_of_sets(work, drawn),
+            table_of_two_samples(work),
+            table_of_pairs(work, cells),
+        ],
+        grids=grids(work),
+        scatters=[scatter(work)] if study.scale in LARGE else (),
+        training=training_of(work, cells),
+        settings=study.model_dump(mode="json"),
+        versions=versions(),
+        command=work.command,
+        seeds=sorted({cell.facts["seed"] for cell in cells[BASELINE]}),
+        seconds=work.tasks.seconds,
+        data=facts_of(real, work.drawn, low_data=bool(study.slices), what="images"),
+    )
+
+
+def grids(work: "ClassifyWork") -> list[Grid]:
+    """Synthetic and real images of the first draw, by class."""
+    found = []
+    for name in work.study.generators:
+        drawn = Dataset.open(work.set_of(name, 0))
+        for label in drawn.labels:
+            own = drawn.where(label=label)
+            found.append(
+                Grid(
+                    f"Synthetic images ({name}) of {label!r}",
+                    pictures(own, range(min(PICTURES, len(own)))),
+                    synthetic=True,
+                    note="The first ones drawn; none was chosen.",
+                )
+            )
+    for label in work.real.labels:
+        own = work.images(0).where(label=label)
+        order = np.random.default_rng(work.study.seed).permutation(len(own))[:PICTURES]
+        found.append(
+            Grid(
+                f"Real training images of {label!r}",
+                pictures(own, order.tolist()),
+                synthetic=False,
+                note="Drawn at random.",
+            )
+        )
+    return found
+
+
+def scatter(work: "ClassifyWork") -> Scatter:
+    """t-SNE of whole images, real and synthetic, by class (Han et al. 2019)."""
+    sets = {"real": work.images(0)}
+    sets |= {name: Dataset.open(work.set_of(name, 0)) for name in work.study.generators}
+    parts = {
+        f"{name}, {label}": whole(own.where(label=label), EMBEDDED // len(work.real.labels))
+        for name, own in sets.items()
+        for label in own.labels
+    }
+    points = embed(np.concatenate(list(parts.values())), seed=work.study.seed)
+    return Scatter(
+        "Whole images",
+        points,
+        [name for name, own in parts.items() for _ in own],
+        f"t-SNE of raw pixels, perplexity {perplexity_for(len(points)):g}, 1,000 iterations; up to "
+        f"{EMBEDDED} of each set, real training images of the first draw.",
+    )
+
+
+def training_of(
+    work: "ClassifyWork", cells: Mapping[str, Sequence[ClassCell]]
+) -> list[TrainingRun]:
+    """The logs of the first draw's generators and classifiers."""
+    runs = [
+        TrainingRun(f"generator {folder.name}", Run(folder).read_log())
+        for name in work.study.generators
+        for label in work.classes_of(name)
+        for folder in (work.generator(name, 0, label),)
+    ]
+    runs += [TrainingRun(setup, Run(own[0].folder).read_log()) for setup, own in cells.items()]
+    return runs
+
+
+def warnings(work: "ClassifyWork", table: Table, drawn: Sequence[int]) -> list[str]:
+    """What a reader must know before the numbers."""
+    study, said = work.study, []
+    if study.scale == "smoke":
+        said.append(
+            "Scale smoke: classifiers train for seconds and are limited by that, not by their "
+            "data. This run shows that the chain works; it cannot show whether synthetic data "
+            "helps."
+        )
+    wanted, done = study.draws * study.seeds, table.rows[0].seeds
+    if done < wanted:
+        said.append(f"Unfinished: {done} of {wanted} trainings a set-up; --resume goes on.")
+    if done == 1:
+        said.append(
+            "One draw, one seed: the intervals hold the chance of test patients, not that of "
+            "training."
+        )
+    if warning := coverage_warning(len(work.real.split("test").patients)):
+        said.append(warning)
+    if "one an image" in table.patients_from:
+        said.append("The data name no patients; each image counts as one, which is too hopeful.")
+    for name in study.generators:
+        for d in drawn:
+            v = work.verdict(name, d)
+            for label, own in (v["diversity"] if v is not None else {}).items():
+                of_real = v["real_diversity"][label] if v is not None else {}
+                if few := collapsed(own | {f"real {kind}": s for kind, s in of_real.items()}):
+                    said.append(
+                        f"{name}{work.on(d)}, {label}: the spread of {' and '.join(few)} is far "
+                        "below that of real images; the generator repeats itself."
+                    )
+    return said
+
+
+def notes(work: "ClassifyWork", cells: Mapping[str, Sequence[ClassCell]]) -> list[str]:
+    """How the table was made."""
+    study, said = work.study, []
+    whose = "each draw's own images" if study.slices else "the training images"
+    for name, source in study.generators.items():
+        how = ", one for each class" if source.each_class else ", told the class"
+        said.append(f"Generator {name}: {source.name}, trained on {whose}{how}.")
+    answers = cells[BASELINE][0].answers
+    of = [answers.classes[k] for k in answers.looked_for]
+    said.append(
+        f"Sensitivity, specificity, precision and area are of {of[0]!r}."
+        if len(of) == 1
+        else f"Sensitivity, specificity, precision and area are means over {', '.join(of)}, one "
+        "against the others."
+    )
+    for name, one in study.classifiers.items():
+        loop, system = one.train, one.system
+        length = f"{loop.epochs} epochs of the real images" if loop.epochs else f"{loop.steps:,}"
+        said.append(
+            f"{name}: {system['backbone']} at {system['side_px']} px, {length} optimiser steps on "
+            f"batches of {system['batch_size']} in every row, beginning from the same weights; of "
+            f"all validations the weights with the best {loop.keep_best or 'last step'} are tested."
+        )
+    said += [
+        f"All images were prepared at {study.prepare.side_px} px, the generators' side, so that "
+        "resolution does not tell real from synthetic.",
+        "Ratios are of images in a batch; "
+        + (
+            f"{study.variety} times as many different synthetic images are dealt."
+            if study.variety > 1
+            else "so many different synthetic images were used."
+        ),
+        "Alone: trained on synthetic images only, tested on real ones; the weights are still "
+        "chosen on real validation images.",
+        "The test split was used once a classifier.",
+    ]
+    return said

@@ -1,0 +1,198 @@
+"""A cell of a classification study, and what a draw's own classifier thinks of synthetic images.
+
+A cell is one classifier: one set-up, one draw of patients, one seed. Its folder is a run folder
+with two more files, and a cell that has them is never run again:
+
+    CELL/answers.npz   the probabilities of every test image
+    CELL/cell.json     set-up, images, figures, seconds
+"""
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from pydantic import BaseModel
+
+from synthoma.data.dataset import Dataset
+from synthoma.data.split import check_no_leak
+from synthoma.data.store import read_json, write_json
+from synthoma.engine.evaluate import classifier_figures, labels_of
+from synthoma.engine.run import write_bytes
+from synthoma.engine.settings import TrainSettings
+from synthoma.metrics.classification import Answers, auc_of, metrics_of
+from synthoma.report.table import Row
+from synthoma.studies.classification import PRIMARY, answers_in
+from synthoma.studies.rows import rows_of
+from synthoma.studies.trained import train_up
+from synthoma.studies.verdict import diversity
+from synthoma.synthesis.fit import Progress, TrainingData
+
+
+@dataclass(frozen=True)
+class ClassCell:
+    """One classifier that was trained and tested."""
+
+    folder: Path
+    facts: dict[str, Any]
+    answers: Answers
+
+
+def run_cell(
+    folder: Path,
+    told: Mapping[str, Any],
+    data: TrainingData,
+    settings: tuple[BaseModel, TrainSettings],
+    *,
+    seed: int,
+    minutes: float | None,
+    device: str,
+    progress: Progress | None,
+) -> ClassCell | None:
+    """Train a classifier and test it, or read what an earlier call found.
+
+    Args:
+        told: For cell.json: which set-up and which draw of patients this is.
+
+    Returns:
+        None where the minutes were up before the training ended.
+
+    Raises:
+        LeakError: A generator of its images saw a validation or test patient.
+    """
+    if (done := read_cell(folder, data.data)) is not None:
+        return done
+    outcome = train_up(
+        "classifier",
+        folder,
+        data,
+        settings,
+        seed=seed,
+        minutes=minutes,
+        device=device,
+        progress=progress,
+    )
+    if outcome is None:
+        return None
+    began = time.monotonic()
+    real, facts = Dataset.open(data.data), read_json(folder / "run.json")
+    check_no_leak(real.splits, facts["trained_on"], what=f"the classifier {folder}")
+    answers = answers_in(folder, real.split("test"), device=device)
+    write_answers(folder / "answers.npz", answers)
+    cell = {
+        **told,
+        "seed": seed,
+        "n_real": facts["n_real"] if data.synthetic_first < 1 else 0,
+        "n_synthetic": facts["n_synthetic"],
+        "step": outcome.best_step or outcome.step,
+        "figures": classifier_figures(answers),
+        "validation": classifier_figures(
+            answers_in(folder, real.split("validation"), device=device)
+        ),
+        "seconds": round(outcome.seconds + time.monotonic() - began, 1),
+    }
+    write_json(folder / "cell.json", cell)
+    return ClassCell(folder, cell, answers)
+
+
+def read_cell(folder: Path, data: Path) -> ClassCell | None:
+    """A cell that an earlier call finished."""
+    if not (folder / "cell.json").is_file():
+        return None
+    test = Dataset.open(data).split("test")
+    return ClassCell(
+        folder, read_json(folder / "cell.json"), read_answers(folder / "answers.npz", test)
+    )
+
+
+def write_answers(path: Path, answers: Answers) -> None:
+    """Keep the probabilities; the truths are the dataset's."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        probabilities=answers.probabilities,
+        classes=np.array(answers.classes),
+        positive=np.array(answers.positive),
+    )
+    write_bytes(path, buffer.getvalue())
+
+
+def read_answers(path: Path, dataset: Dataset) -> Answers:
+    """The probabilities that were kept, beside the truths of the dataset they are about."""
+    with np.load(path, allow_pickle=False) as kept:
+        classes = tuple(map(str, kept["classes"]))
+        return Answers(
+            kept["probabilities"],
+            labels_of(dataset, classes),
+            np.array(dataset.patient_ids),
+            classes,
+            str(kept["positive"]),
+        )
+
+
+def make_rows(
+    cells: Mapping[str, Sequence[ClassCell]],
+    *,
+    baseline: str,
+    seed: int,
+    also: Sequence[str] = (),
+) -> tuple[Row, ...]:
+    """A row of the table for each set-up, with paired differences: see `rows_of`."""
+    answers = {name: [cell.answers for cell in own] for name, own in cells.items()}
+    return rows_of(
+        {name: [cell.facts for cell in own] for name, own in cells.items()},
+        {name: metrics_of(own) for name, own in answers.items()},
+        {name: [auc_of([one]).value() for one in own] for name, own in answers.items()},
+        primary=PRIMARY,
+        baseline=baseline,
+        also=also,
+        seed=seed,
+    )
+
+
+def agreement(answers: Answers) -> Float64[np.ndarray, " k"]:
+    """By class, the share of its images that are called by it. Answers that do not depend on the
+    image have a mean of one k-th, whatever they are: chance."""
+    return np.array(
+        [
+            (answers.said[answers.truths == k] == k).mean() if (answers.truths == k).any() else 0.0
+            for k in range(len(answers.classes))
+        ]
+    )
+
+
+def judge_set(
+    run: Path, drawn: Dataset, real: Dataset, *, least: float, device: str
+) -> dict[str, Any]:
+    """What verdict.json says of a set: are the ordered classes seen, is it diverse.
+
+    Args:
+        run: The draw's own classifier, trained on real images.
+        real: The draw's images; their dataset's validation split gives the share in real images.
+        least: Of that share, counted from chance, what admits a set.
+    """
+    held_out = Dataset.open(real.folder).split("validation")
+    found = answers_in(run, drawn, device=device)
+    seen, wanted = agreement(found), agreement(answers_in(run, held_out, device=device))
+    chance = 1 / len(found.classes)
+    share, real_share = float(seen.mean()), float(wanted.mean())
+    admitted = not least or share - chance >= least * (real_share - chance) > 0
+    said = "admitted" if admitted else "refused"
+    return {
+        "drawn": len(drawn),
+        "found": share,
+        "found_real": real_share,
+        "found_by_chance": chance,
+        "found_of": dict(zip(found.classes, map(float, seen), strict=True)),
+        "admitted": bool(admitted),
+        "reason": f"{said}: the draw's classifier sees the ordered "
+        f"class in {share:.0%} of these images, in {real_share:.0%} of real ones and in "
+        f"{chance:.0%} by chance; least allowed is {least:.0%} of the way from chance to real",
+        "diversity": {c: diversity(drawn.where(label=c), inside=False) for c in drawn.labels},
+        "real_diversity": {c: diversity(real.where(label=c), inside=False) for c in found.classes},
+        "copies": drawn.about.get("copy_check"),
+    }

@@ -1,0 +1,72 @@
+"""Pictures, points and facts that the reports of studies show, whatever the task."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from synthoma.data.batches import resize, signed_unit
+from synthoma.data.dataset import Dataset
+from synthoma.data.sheet import to_bytes
+from synthoma.report.figures import Picture
+from synthoma.studies.verdict import lesions
+
+#: Scales whose reports lay images out in the plane, and how many of each kind.
+LARGE = ("small", "paper")
+EMBEDDED = 500
+
+
+def whole(dataset: Dataset, n: int = EMBEDDED) -> np.ndarray:
+    """Images at 64 px as vectors, some of them."""
+    value_range = dataset.about["value_range"]
+    places = np.random.default_rng(0).permutation(len(dataset))[:n]
+    images = [resize(signed_unit(dataset.values(int(i)), value_range), 64) for i in places]
+    return np.stack([image.ravel() for image in images])
+
+
+def boxes_32(dataset: Dataset) -> np.ndarray:
+    """Boxes of some slices at 32 px as vectors."""
+    places = np.array(picked(dataset, EMBEDDED, 0))
+    return np.stack([image.ravel() for image in lesions(dataset, places)])
+
+
+def picked(dataset: Dataset, n: int, seed: int) -> list[int]:
+    """Some cases with boxes, at random."""
+    with_boxes = [i for i in range(len(dataset)) if len(dataset.boxes(i))]
+    order = np.random.default_rng(seed).permutation(len(with_boxes))[:n]
+    return [with_boxes[k] for k in order]
+
+
+def pictures(dataset: Dataset, places: Sequence[int]) -> list[Picture]:
+    """Cases as the report draws them."""
+    value_range = dataset.about["value_range"]
+    return [
+        Picture(to_bytes(dataset.values(i), value_range), dataset.boxes(i), dataset[i].case_id)
+        for i in places
+    ]
+
+
+def facts_of(
+    real: Dataset, drawn: Sequence[Sequence[str]], *, low_data: bool, what: str = "slices"
+) -> dict[str, Any]:
+    """What the data are.
+
+    Args:
+        drawn: The patients of each draw.
+        what: What a case is called.
+    """
+
+    def counted(ids: Sequence[str], kind: str = "") -> str:
+        return f"{len(ids)} {kind}patients, {len(real.of_patients(set(ids)))} {what}"
+
+    about = real.about
+    draws = {f"draw {d}": counted(patients, "training ") for d, patients in enumerate(drawn)}
+    return {
+        what: about["n_cases"],
+        "patients": about["n_patients"],
+        "patients from": about["patients_from"],
+        **{name: counted(ids) for name, ids in real.splits.items()},
+        **(draws if low_data else {}),
+        "left out": {reason: dropped["n"] for reason, dropped in about["dropped"].items()},
+        "digest": about["digest"],
+    }
