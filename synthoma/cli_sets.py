@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthoma.console import progress, say
+from synthoma.console import progress, say, training
 from synthoma.errors import DataError, SettingsError
 from synthoma.options import Config, Device, Out, Seed, Set, read_pairs, read_settings
 
@@ -66,29 +66,69 @@ def refine(
         list[str] | None,
         typer.Option(metavar="FIELD=VALUE", help="Only cases with this label or trait."),
     ] = None,
+    step: Annotated[
+        list[int] | None,
+        typer.Option(help="Refine with the checkpoint of this step; several with --pick."),
+    ] = None,
+    pick: Annotated[
+        str,
+        typer.Option(
+            metavar="PRESET",
+            help="Refine with each checkpoint that was kept, train the classifier of this preset "
+            "on real and refined images, and keep the best in validation. Goes on with OUT-tries.",
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Same run and seed: same images.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    config: Config = None,
+    replaced: Set = None,
 ) -> None:
     """Make synthetic images look real with a trained refiner; labels and boxes stay.
 
     Example: synthoma refine runs/simgan --data synthetic --out refined
+
+    --config and --set are the classifier's, with --pick.
     """
     from synthoma.data.dataset import Dataset
+    from synthoma.synthesis.pick import refine_best
     from synthoma.synthesis.refine import refine as refine_images
 
+    if not pick and (config is not None or replaced or len(step or []) > 1):
+        raise SettingsError("--config, --set and several --step go with --pick")
     chosen = Dataset.open(data).split("train")
     chosen = chosen.where(**read_pairs(where, "--where")) if where else chosen
-    with progress("refine") as tell:
-        made = refine_images(
-            run,
-            chosen,
-            out,
-            seed=seed,
-            workers=workers or os.cpu_count() or 1,
-            device=device,
-            progress=lambda done, of: tell(done, of, ""),
-        )
+    threads = workers or os.cpu_count() or 1
+    if pick:
+        with training("refine and classify") as show:
+            made = refine_best(
+                run,
+                chosen,
+                out,
+                out.with_name(f"{out.name}-tries"),
+                preset=pick,
+                overrides=read_settings(config, replaced),
+                steps=step or (),
+                seed=seed,
+                workers=threads,
+                device=device,
+                progress=show,
+            )
+        picked = made.about["refined"]["picked"]
+        for tried, accuracy in picked["accuracy"].items():
+            say(f"step {tried}: validation accuracy {accuracy:.4g}")
+    else:
+        with progress("refine") as tell:
+            made = refine_images(
+                run,
+                chosen,
+                out,
+                step=step[0] if step else None,
+                seed=seed,
+                workers=threads,
+                device=device,
+                progress=lambda done, of: tell(done, of, ""),
+            )
     done = made.about["refined"]
     say(
         f"{len(made)} refined images in {out}: mean distance {done['distance']:g}, shape kept "

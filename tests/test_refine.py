@@ -259,7 +259,7 @@ def test_copies_of_training_images_are_left_out_and_counted(
     simgan, brains, drawn, tmp_path, monkeypatch
 ):
     _, facts = refining.load_refiner(simgan, "cpu")
-    monkeypatch.setattr(refining, "load_refiner", lambda run, device: (Unchanged(), facts))
+    monkeypatch.setattr(refining, "load_refiner", lambda run, device, step: (Unchanged(), facts))
     training = brains.split("train")
     images = [training[i].image.values for i in (0, 4)] + pixels(drawn)[:3]
     mixed = write_drawn(tmp_path / "mixed", [], images=images)

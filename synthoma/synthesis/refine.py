@@ -7,7 +7,7 @@ A refined image is a function of (run, seed, case) alone: images are refined one
 is beside them, so that neither the number of workers nor the other cases change a byte.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -23,7 +23,7 @@ from synthoma.data.boxes import scale
 from synthoma.data.case import Case, Image, Synthetic
 from synthoma.data.dataset import Dataset
 from synthoma.data.split import all_to_train, check_no_leak
-from synthoma.data.store import DatasetWriter
+from synthoma.data.store import DatasetWriter, refuse_existing
 from synthoma.engine.run import Run
 from synthoma.engine.system import Refiner
 from synthoma.engine.train import generator_for, threads
@@ -49,6 +49,8 @@ def refine(
     out: Path,
     *,
     seed: int,
+    step: int | None = None,
+    about: Mapping[str, Any] | None = None,
     workers: int = 2,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, n: None,
@@ -63,13 +65,16 @@ def refine(
     Args:
         dataset: Images to refine, of the kind that the run had as its source.
         seed: Decides the styles, for refiners that take one.
+        step: Of a checkpoint to refine with; None for the run's model.
+        about: Further facts for dataset.json, below "refined".
 
     Raises:
         SettingsError: The run is not of a refiner.
         DataError: The run is not finished, its dataset is gone, or the images do not fit it.
         LeakError: A patient of the run's validation or test split is in these images.
     """
-    system, facts = load_refiner(run, device)
+    refuse_existing(out)
+    system, facts = load_refiner(run, device, step)
     data = TrainingData.model_validate(Run.open(run).facts["data"])
     check_data(run, data)
     check_images(run, system, facts, data, dataset)
@@ -85,7 +90,11 @@ def refine(
         patients_from="synthetic: one an image",
         value_range=(0, 255),
         splits=all_to_train,
-        about={"seed": seed, "runs": [facts], "refined": {"digest": dataset.about["digest"]}},
+        about={
+            "seed": seed,
+            "runs": [facts],
+            "refined": {"digest": dataset.about["digest"], **(about or {})},
+        },
     ) as writer:
         stream = refine_cases(system, facts, dataset, seed=seed, workers=workers)
         done = 0
@@ -106,12 +115,34 @@ def refine(
     return Dataset.open(out)
 
 
-def load_refiner(run: Path, device: str) -> tuple[Refiner, dict[str, Any]]:
-    """The trained refiner of a run folder."""
+def load_refiner(run: Path, device: str, step: int | None = None) -> tuple[Refiner, dict[str, Any]]:
+    """The trained refiner of a run folder, or what it was at the checkpoint of a step."""
     system, facts = load_trained(run, device)
     if not isinstance(system, Refiner):
         raise SettingsError(f"{run}: {facts['name']} does not refine images; allowed: refiners")
+    if step is not None:
+        (step,) = steps_of(run, (step,))
+        state = Run.open(run).load(f"step-{step:08}")
+        system.load_state_dict(state["system"] | state["averages"])
+        facts |= {"step": step, "best_step": None}
     return system, facts
+
+
+def steps_of(run: Path, wanted: Sequence[int] = ()) -> list[int]:
+    """The steps of a run's checkpoints, rising; all that were kept, or those that are wanted.
+
+    Raises:
+        DataError: There is none, or not one that is wanted.
+    """
+    kept = Run.open(run).steps_saved()
+    lost = sorted(set(wanted) - set(kept))
+    if lost or not kept:
+        raise DataError(
+            f"{run}: no checkpoint {', '.join(f'of step {step}' for step in lost)}; there are: "
+            f"{', '.join(map(str, kept)) or 'none'} (train.checkpoint_every and "
+            "train.keep_checkpoints decide)"
+        )
+    return sorted(set(wanted)) or kept
 
 
 def check_images(

@@ -1,0 +1,132 @@
+"""How long a refiner shall train, told by a classifier that learns from what it refines.
+
+    checkpoints of a refiner's run, synthetic set
+        -> of each: refined set -> classifier on real + refined images -> its validation accuracy
+        -> the set refined by the best checkpoint
+
+    TRIES/step-00020000/refined      a dataset folder
+    TRIES/step-00020000/classifier   a run folder
+
+Paper:
+  Han et al. 2019 (file 002), section III-C: the number of steps (20,000, 50,000 or 100,000) is the
+    one with which ResNet-50, pre-trained and with classic augmentation, is best in validation
+Ours where the paper says nothing: an accuracy is the best of all validations of its training; of
+equal ones the fewest steps win.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from synthoma.data.dataset import Dataset
+from synthoma.data.store import refuse_existing
+from synthoma.engine.run import Run
+from synthoma.errors import DataError
+from synthoma.synthesis.fit import Mixed, Progress, TrainingData, fit, resume, select
+from synthoma.synthesis.refine import refine, steps_of
+
+
+def refine_best(
+    run: Path,
+    dataset: Dataset,
+    out: Path,
+    tries: Path,
+    *,
+    preset: str,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    steps: Sequence[int] = (),
+    seed: int,
+    workers: int = 2,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Dataset:
+    """Write the images refined by the best checkpoint into the dataset folder `out`.
+
+    dataset.json tells the accuracy of every checkpoint. What was tried before is not repeated.
+
+    Args:
+        tries: Where the refined sets and classifiers are kept.
+        preset: The classifier's.
+        overrides: Its settings that replace the preset's.
+        steps: Checkpoints to try; empty for all that the run kept.
+        progress: Told of each classifier's training.
+
+    Raises:
+        DataError: The run kept no such checkpoint, or there is nothing to validate on.
+    """
+    refuse_existing(out)
+    kept, accuracy = steps_of(run, steps), {}
+    for step in kept:
+        folder = tries / f"step-{step:08}"
+        refined = (
+            Dataset.open(folder / "refined")
+            if (folder / "refined").exists()
+            else refine(
+                run,
+                dataset,
+                folder / "refined",
+                step=step,
+                seed=seed,
+                workers=workers,
+                device=device,
+            )
+        )
+        accuracy[step] = accuracy_with(
+            refined,
+            TrainingData.model_validate(Run.open(run).facts["data"]).data,
+            folder / "classifier",
+            preset=preset,
+            overrides=overrides,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    best = max(kept, key=lambda step: (accuracy[step], -step))
+    picked = {
+        "step": best,
+        "by": f"validation accuracy of a classifier ({preset}) trained on real and refined images",
+        "accuracy": {str(step): round(value, 4) for step, value in accuracy.items()},
+    }
+    return refine(
+        run,
+        dataset,
+        out,
+        step=best,
+        about={"picked": picked},
+        seed=seed,
+        workers=workers,
+        device=device,
+    )
+
+
+def accuracy_with(
+    refined: Dataset,
+    real: Path,
+    out: Path,
+    *,
+    preset: str,
+    overrides: Mapping[str, Mapping[str, Any]] | None,
+    seed: int,
+    device: str,
+    progress: Progress | None,
+) -> float:
+    """The best validation accuracy of a classifier trained on real images and all refined ones."""
+    if out.exists():
+        resume(out, device=device, progress=progress)
+    else:
+        ratio = len(refined) / len(select(TrainingData(data=real)))
+        data = TrainingData(data=real, synthetic=(Mixed(folder=refined.folder, ratio=ratio),))
+        fit(
+            "classifier",
+            out,
+            data,
+            preset=preset,
+            overrides=overrides,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    judged = [row["validation"] for row in Run.open(out).read_log() if "validation" in row]
+    if not judged:
+        raise DataError(f"{real}: no validation split, so there is nothing to pick steps by")
+    return float(max(figures["accuracy"] for figures in judged))
