@@ -280,11 +280,11 @@ PRESETS: dict[str, Preset] = {
             widest=128,
             batch_size=32,
             optimizer="adam",
-            learning_rate=2e-4,
+            learning_rate=1e-3,
             decay=1,
             mirror=True,
         ),
-        TrainSettings(steps=5_000, precision="bf16", sample_every=500),
+        TrainSettings(steps=2_500, precision="bf16", sample_every=500),
     ),
     "smoke": Preset(
         CGANConfig(
@@ -294,7 +294,7 @@ PRESETS: dict[str, Preset] = {
             widest=64,
             batch_size=16,
             optimizer="adam",
-            learning_rate=2e-4,
+            learning_rate=1e-3,
             decay=1,
             mirror=True,
         ),
