@@ -32,6 +32,9 @@ from synthoma.studies.trained import train_up
 from synthoma.studies.verdict import diversity
 from synthoma.synthesis.fit import Progress, TrainingData
 
+#: A classifier that comes no further from chance to certainty on real images can judge no set.
+LEAST_ABOVE = 0.2
+
 
 @dataclass(frozen=True)
 class ClassCell:
@@ -180,8 +183,10 @@ def judge_set(
     seen, wanted = agreement(found), agreement(answers_in(run, held_out, device=device))
     chance = 1 / len(found.classes)
     share, real_share = float(seen.mean()), float(wanted.mean())
-    admitted = not least or share - chance >= least * (real_share - chance) > 0
+    can_judge = real_share - chance >= LEAST_ABOVE * (1 - chance)
+    admitted = not least or (can_judge and share - chance >= least * (real_share - chance))
     said = "admitted" if admitted else "refused"
+    blind = "" if can_judge else "; such a classifier can judge no set"
     return {
         "drawn": len(drawn),
         "found": share,
@@ -191,7 +196,8 @@ def judge_set(
         "admitted": bool(admitted),
         "reason": f"{said}: the draw's classifier sees the ordered "
         f"class in {share:.0%} of these images, in {real_share:.0%} of real ones and in "
-        f"{chance:.0%} by chance; least allowed is {least:.0%} of the way from chance to real",
+        f"{chance:.0%} by chance; least allowed is {least:.0%} of the way from "
+        f"chance to real{blind}",
         "diversity": {c: diversity(drawn.where(label=c), inside=False) for c in drawn.labels},
         "real_diversity": {c: diversity(real.where(label=c), inside=False) for c in found.classes},
         "copies": drawn.about.get("copy_check"),

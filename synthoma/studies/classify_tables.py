@@ -144,7 +144,7 @@ def table_of_pairs(work: "ClassifyWork", cells: Mapping[str, Sequence[ClassCell]
 def of_pair(one: Answers, other: Answers) -> list[str]:
     """McNemar and DeLong, as cells of a table."""
     votes = mcnemar(one.said == one.truths, other.said == other.truths)
-    found = [f"{votes.first_alone}, {votes.second_alone}", p_text(votes.p)]
+    found = [f"{votes.first_alone}, {votes.second_alone}", small(votes.p)]
     if len(one.looked_for) > 1:
         return [*found, "–", "–"]
     kind = one.looked_for[0]
@@ -152,7 +152,12 @@ def of_pair(one: Answers, other: Answers) -> list[str]:
         areas = delong(one.truths == kind, one.probabilities[:, kind], other.probabilities[:, kind])
     except UndefinedMetricError as error:
         return [*found, "–", error.reason]
-    return [*found, f"{areas.first:.3f}, {areas.second:.3f}", p_text(areas.p)]
+    return [*found, f"{areas.first:.3f}, {areas.second:.3f}", small(areas.p)]
+
+
+def small(p: float) -> str:
+    """A p-value that no resampling bounds from below."""
+    return "< 0.001" if p < 0.001 else p_text(p)
 
 
 def table_of_two_samples(work: "ClassifyWork") -> SmallTable:

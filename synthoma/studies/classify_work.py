@@ -67,10 +67,11 @@ class ClassifyWork:
                 *(
                     (f"train {name}{f' of {c}' * bool(c)}{on}", partial(self.train, name, d, c))
                     for name in study.generators
+                    if self.wants(name, d)
                     for c in self.classes_of(name)
                 ),
             ]
-            sets = study.generators
+            sets = [name for name in study.generators if self.wants(name, d)]
             yield [(f"draw {name}{on}", partial(self.draw_set, name, d)) for name in sets]
             yield [(f"judge {name}{on}", partial(self.judge, name, d)) for name in sets]
             yield [
@@ -252,6 +253,11 @@ class ClassifyWork:
                     there = f"{found['drawn']} images were no copies"
                     return f"{part.set}{self.on(k)}: {there}, {n} are needed"
         return None
+
+    def wants(self, name: str, d: int) -> bool:
+        """Whether a set-up with the images of a generator was not refused on an earlier draw."""
+        asking = [s for s in self.study.setups if name in {part.set for part in s.parts}]
+        return d == 0 or any(self.refused(setup, d - 1) is None for setup in asking)
 
     def cell_folder(self, setup: str, d: int, seed: int) -> Path:
         """The folder of one classifier."""

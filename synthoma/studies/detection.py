@@ -24,6 +24,7 @@ from synthoma.data.store import read_json, write_json
 from synthoma.engine.evaluate import Findings, figures, top_hits, truths_of
 from synthoma.engine.run import Run, write_bytes
 from synthoma.engine.settings import TrainSettings
+from synthoma.errors import DataError
 from synthoma.metrics.detection import (
     Detections,
     OperatingPoint,
@@ -45,7 +46,7 @@ from synthoma.report.table import Estimate, Row, display
 from synthoma.studies.rows import estimates, pairs_of, rows_of
 from synthoma.studies.trained import train_up
 from synthoma.synthesis.curate import find_in
-from synthoma.synthesis.fit import Progress, TrainingData
+from synthoma.synthesis.fit import Progress, TrainingData, has_boxes
 
 #: The paper's detection threshold, 0.1 %.
 THRESHOLD = 0.001
@@ -59,6 +60,23 @@ class Cell:
     folder: Path
     facts: dict[str, Any]
     findings: Findings
+
+
+def check_boxes(real: Dataset, source: Path) -> None:
+    """Refuse a prepared dataset on which no detector can be judged.
+
+    Args:
+        source: The dataset that it was made of, for the message.
+    """
+    for name in ("train", "validation", "test"):
+        split = real.split(name)
+        if not len(split) or not has_boxes(split):
+            raise DataError(f"{source}: its {name} split has no box to find")
+    if len(real.box_labels) > 1:
+        raise DataError(
+            f"{source}: boxes of {', '.join(real.box_labels)}; generators know one kind of lesion "
+            "and would mislabel: import it without classes of boxes"
+        )
 
 
 def run_cell(

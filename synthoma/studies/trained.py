@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from synthoma.data.store import read_json
 from synthoma.engine.settings import TrainSettings
 from synthoma.engine.train import Outcome
 from synthoma.errors import SettingsError
@@ -111,3 +112,9 @@ def train_up(
     if outcome.stopped == "signal":
         raise KeyboardInterrupt
     return None if outcome.stopped == "minutes" else outcome
+
+
+def paints(run: Path) -> bool:
+    """Whether the generator of a run folder paints into real images."""
+    entry = load_entry(read_json(run / "run.json")["name"])
+    return "background" in getattr(entry.system, "conditions", ())

@@ -8,8 +8,7 @@
     STUDY/cells/SETUP-drawD-seedS
     STUDY/report.html, report.md, table.json, seconds.json
 
-Parts of a stage do not depend on one another. Several processes may work on one study
-(`stages.py`): each takes the parts that no other has taken, and waits for the rest of a stage.
+Parts of a stage do not depend on one another; several processes may share them (`stages.py`).
 """
 
 from collections.abc import Iterator
@@ -31,14 +30,21 @@ from synthoma.errors import DataError
 from synthoma.phantoms.folder import write_brains
 from synthoma.report.page import write_report
 from synthoma.studies.account import account
-from synthoma.studies.augment import BASELINE, PASTE, Part, Setup, Study
-from synthoma.studies.detection import Cell, read_cell, read_findings, run_cell, write_findings
+from synthoma.studies.augment import BASELINE, PASTE, Setup, Study
+from synthoma.studies.detection import (
+    Cell,
+    check_boxes,
+    read_cell,
+    read_findings,
+    run_cell,
+    write_findings,
+)
 from synthoma.studies.stages import Stages, Task, slug
-from synthoma.studies.trained import train_up
+from synthoma.studies.trained import paints, train_up
 from synthoma.studies.verdict import judge_set
 from synthoma.synthesis.curate import curate, write_decisions
 from synthoma.synthesis.draw import draw
-from synthoma.synthesis.fit import Mixed, TrainingData, has_boxes
+from synthoma.synthesis.fit import Mixed, TrainingData
 from synthoma.synthesis.paste import paste
 from synthoma.zoo import load_entry
 
@@ -168,15 +174,7 @@ class Work:
                 boxed = np.array([len(cases.boxes(i)) > 0 for i in range(len(cases))], bool)
                 names = [cases[int(i)].case_id for i in np.flatnonzero(boxed)]
                 subset(cases, free, np.flatnonzero(~boxed), dropped={LESION: names}, about={})
-        for name in ("train", "validation", "test"):
-            split = self.real.split(name)
-            if not len(split) or not has_boxes(split):
-                raise DataError(f"{self.study.dataset}: its {name} split has no box to find")
-        if len(self.real.box_labels) > 1:
-            raise DataError(
-                f"{self.study.dataset}: boxes of {', '.join(self.real.box_labels)}; generators "
-                "know one kind of lesion and would mislabel: import it without classes of boxes"
-            )
+        check_boxes(self.real, self.study.dataset)
         of_others = any(source.of == "others" for source in self.study.generators.values())
         if (of_others or any(s.others for s in self.study.setups)) and not self.others:
             raise DataError(
@@ -344,7 +342,10 @@ class Work:
         data = TrainingData(
             data=self.data,
             patients=patients if self.study.slices else (),
-            synthetic=tuple(self.mixed(part, d) for part in setup.parts),
+            synthetic=tuple(
+                Mixed(folder=self.set_of(part.set, d, curated=part.curated), ratio=part.ratio)
+                for part in setup.parts
+            ),
             repeat=self.study.variety if setup.parts else 1,
             synthetic_first=setup.synthetic_first,
         )
@@ -362,11 +363,6 @@ class Work:
                 progress=show,
             )
         return done is not None
-
-    def mixed(self, part: Part, d: int) -> Mixed:
-        """The images of a part."""
-        folder = self.set_of(part.set, d, curated=part.curated)
-        return Mixed(folder=folder, ratio=part.ratio)
 
     def cells(self) -> tuple[dict[str, list[Cell]], dict[str, str]]:
         """The finished detectors of each set-up, on the draws and seeds that every set-up has; and
@@ -402,9 +398,3 @@ class Work:
         write_report(self.out, account(self))
         say(f"report: {self.out / 'report.html'} (also report.md and table.json)")
         return True
-
-
-def paints(run: Path) -> bool:
-    """Whether a generator paints into real slices."""
-    entry = load_entry(read_json(run / "run.json")["name"])
-    return "background" in getattr(entry.system, "conditions", ())
