@@ -284,6 +284,24 @@ def test_nothing_is_trained_for_a_set_that_an_earlier_draw_refused(low_data):
 
 
 @pytest.mark.slow
+def test_fewer_images_than_wanted_are_dealt_more_often_until_they_are_fewer_than_asked_for(
+    low_data,
+):
+    work = Work(low_data, Study.model_validate(study_json(low_data)), "", "cpu", None)
+    setup = next(s for s in work.study.setups if [p.set for p in s.parts] == ["own"])
+    n = len(work.slices(0))
+    path = work.judged("own", 0) / "verdict.json"
+    before = path.read_text()
+    try:
+        for passed, variety, runs in ((2 * n, 2, True), (2 * n - 1, 1, True), (n - 1, 0, False)):
+            path.write_text(json.dumps(json.loads(before) | {"admitted": True, "passed": passed}))
+            assert work.variety(setup, 0) == variety
+            assert (work.refused(setup, 0) is None) == runs
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.slow
 def test_a_part_that_another_process_is_at_is_left_to_it(low_data, monkeypatch):
     work = Work(low_data, Study.model_validate(study_json(low_data)), "", "cpu", 0.0)
     with work.tasks.claimed("prepare") as mine:

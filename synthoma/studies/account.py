@@ -296,7 +296,7 @@ def notes(work: "Work") -> list[str]:
         "by the rate on the test slices.",
         "Ratios are of images in a batch; "
         + (
-            f"{study.variety} times as many different synthetic images are dealt."
+            f"{study.variety} times as many different synthetic images are dealt, where there are."
             if study.variety > 1
             else "so many different synthetic images were used."
         ),

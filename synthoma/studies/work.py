@@ -311,12 +311,26 @@ class Work:
                 found = self.verdict(part.set, k)
                 if not found["admitted"]:
                     return f"{part.set}{self.on(k)}: {found['reason']}"
-                n = round(len(self.slices(k)) * self.study.variety * part.ratio)
-                there = found["passed" if part.curated else "drawn"]
+                n, there = self.asked(part, k), self.there(part, k)
                 if there < n:
                     kept = "passed" if part.curated else "were no copies"
                     return f"{part.set}{self.on(k)}: {there} images {kept}, {n} are needed"
         return None
+
+    def asked(self, part: Part, d: int) -> int:
+        """Images that a part's ratio asks for, each dealt as often as a real one."""
+        return round(len(self.slices(d)) * part.ratio)
+
+    def there(self, part: Part, d: int) -> int:
+        """Images of a part that may be trained on."""
+        n: int = self.verdict(part.set, d)["passed" if part.curated else "drawn"]
+        return n
+
+    def variety(self, setup: Setup, d: int) -> int:
+        """How many times more different synthetic images are dealt: as the study wants, or as many
+        as there are."""
+        enough = (self.there(part, d) // self.asked(part, d) for part in setup.parts)
+        return min(self.study.variety, *enough) if setup.parts else 1
 
     def cell_folder(self, setup: str, d: int, seed: int) -> Path:
         """The folder of one detector."""
@@ -346,7 +360,7 @@ class Work:
                 Mixed(folder=self.set_of(part.set, d, curated=part.curated), ratio=part.ratio)
                 for part in setup.parts
             ),
-            repeat=self.study.variety if setup.parts else 1,
+            repeat=self.variety(setup, d),
             synthetic_first=setup.synthetic_first,
         )
         title = f"{setup.name}{self.on(d)}, seed {seed}"
