@@ -207,10 +207,11 @@ def low_data(brains):
     overrides = {
         **dict.fromkeys(("hybrid", "own"), TINY["hybrid"]),
         **{f"{name}_train": TINY["hybrid_train"] for name in ("hybrid", "own")},
-        **dict.fromkeys(
-            ("paint", "paint-others"), {"side_px": 32, "patch_px": 16, "batch_size": 4}
-        ),
-        **dict.fromkeys(("paint_train", "paint-others_train"), {"steps": 3}),
+        **{
+            key: {"side_px": 32, "patch_px": 16, "batch_size": 4}
+            for key in ("paint", "paint-others")
+        },
+        **{key: {"steps": 3} for key in ("paint_train", "paint-others_train")},
         "detector": TINY["detector"],
         "detector_train": {**TINY["detector_train"], "steps": 2},
         "study": {"least_found": 0, "ratios": [1.0], "variety": 2},
@@ -334,7 +335,7 @@ def test_a_set_whose_lesions_are_not_found_is_refused_with_the_reason(finished, 
 def test_low_data_without_other_patients_is_refused_before_anything_is_trained(brains, tmp_path):
     overrides = dict.fromkeys(("hybrid", "own"), TINY["hybrid"])
     overrides |= {f"{name}_train": TINY["hybrid_train"] for name in ("hybrid", "own")}
-    overrides |= dict.fromkeys(("paint", "paint-others"), {"side_px": 32})
+    overrides |= {key: {"side_px": 32} for key in ("paint", "paint-others")}
     study = settings_for(
         brains.folder, scale="small", also=[], seed=0, slices=25, draws=1, overrides=overrides
     )

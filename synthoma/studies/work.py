@@ -30,7 +30,7 @@ from synthoma.errors import DataError
 from synthoma.phantoms.folder import write_brains
 from synthoma.report.page import write_report
 from synthoma.studies.account import account
-from synthoma.studies.augment import BASELINE, PASTE, Setup, Study
+from synthoma.studies.augment import BASELINE, PASTE, Part, Setup, Study
 from synthoma.studies.detection import (
     Cell,
     check_boxes,
