@@ -14,6 +14,7 @@ from synthoma.data.store import DatasetWriter
 from synthoma.errors import DataError, LeakError, SettingsError
 from synthoma.metrics.classification import Answers
 from synthoma.report.table import read_table
+from synthoma.studies import classify_cell
 from synthoma.studies.augment import begin, go_on
 from synthoma.studies.classify import BASELINE, ClassifyStudy, settings_for
 from synthoma.studies.classify_cell import agreement, run_cell
@@ -192,31 +193,27 @@ def test_a_set_whose_classes_are_not_seen_is_refused_with_the_reason(finished):
         path.write_text(before)
 
 
-def test_the_gate_counts_from_chance(finished, monkeypatch):
-    from synthoma.studies import classify_cell
-
-    out, _ = finished
-    work = work_of(out)
+def test_the_gate_counts_from_chance(made, tmp_path, monkeypatch):
+    drawn = discs(tmp_path / "drawn", patients=20)
 
     def says(dataset, right):
         truths = np.array([dataset.label(i) == "well" for i in range(len(dataset))], int)
-        hit = np.arange(len(truths)) % 10 < 10 * right
+        rank = np.array([(truths[:i] == k).sum() for i, k in enumerate(truths)])
+        hit = rank < right * np.bincount(truths)[truths]  # the same share of each class
         told = np.where(hit, truths, 1 - truths)
         return Answers(np.eye(2)[told], truths, np.array(dataset.patient_ids), ("ill", "well"))
 
     def judged(right, of_real=1.0):
-        monkeypatch.setattr(
-            classify_cell,
-            "answers_in",
-            lambda run, dataset, device: says(
-                dataset, right if dataset.generators_saw else of_real
-            ),
-        )
-        drawn = Dataset.open(work.set_of("cgan", 0)).take(np.arange(20))
-        return classify_cell.judge_set(out, drawn, work.images(0), least=0.5, device="cpu")
+        def answers_in(run, dataset, device):
+            return says(dataset, right if dataset.folder == drawn.folder else of_real)
+
+        monkeypatch.setattr(classify_cell, "answers_in", answers_in)
+        real = made.split("train")
+        return classify_cell.judge_set(tmp_path, drawn, real, least=0.5, device="cpu")
 
     assert judged(1.0)["admitted"]
     coin = judged(0.5)  # half of the real share, and yet nothing but chance
+    assert coin["found"] == 0.5
     assert not coin["admitted"]
     assert "refused" in coin["reason"]
     blind = judged(1.0, of_real=0.5)
@@ -298,6 +295,7 @@ def test_a_class_missing_from_the_test_split_is_named_before_anything_is_trained
 LEFT_OUT = ["real", "real + classic + MixUp", "dcgan alone + classic"]
 
 
+@pytest.mark.slow
 def test_one_generator_for_each_class_draws_classes_as_often_as_the_draw_has_them(made, tmp_path):
     overrides = {
         "study": {"least_found": 0, "generators": ["dcgan"], "without": LEFT_OUT},
