@@ -114,6 +114,7 @@ def refine(
                 device=device,
                 progress=show,
             )
+        assert made is not None, "without minutes it finishes"
         picked = made.about["refined"]["picked"]
         for tried, accuracy in picked["accuracy"].items():
             say(f"step {tried}: validation accuracy {accuracy:.4g}")

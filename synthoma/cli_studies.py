@@ -113,7 +113,7 @@ def study(
     name: Annotated[str, typer.Argument(help="The paper; none: list them.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder to create.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A dataset folder with boxes; none: phantoms.")
+        Path | None, typer.Option(help="A dataset folder with what is studied; none: phantoms.")
     ] = None,
     also: Annotated[
         list[Path] | None, typer.Option(help="Tumour-free slices of other patients.")

@@ -18,7 +18,8 @@ from synthoma.studies import classify_cell
 from synthoma.studies.augment import begin, go_on
 from synthoma.studies.classify import BASELINE, ClassifyStudy, settings_for
 from synthoma.studies.classify_cell import agreement, run_cell
-from synthoma.studies.classify_work import ClassifyWork, as_often
+from synthoma.studies.classify_sets import as_often
+from synthoma.studies.classify_work import ClassifyWork
 from synthoma.synthesis.fit import Mixed, TrainingData
 
 GAN = {"side_px": 16, "nets": "convolutional", "noise_dim": 4, "widest": 8, "batch_size": 4}

@@ -143,6 +143,25 @@ def test_what_was_tried_is_not_repeated_and_others_can_be_asked_for(
         best(simgan, drawn, tmp_path / "four", tmp_path / "tries", steps=(3,))
 
 
+def test_where_the_minutes_are_up_the_same_call_goes_on(simgan, drawn, tmp_path):
+    assert best(simgan, drawn, tmp_path / "made", tmp_path / "tries", minutes=0.0) is None
+    assert not (tmp_path / "made").exists()
+    made = best(simgan, drawn, tmp_path / "made", tmp_path / "tries")
+    assert made.about["refined"]["picked"]["accuracy"].keys() == {"2", "4", "6"}
+
+
+def test_refiners_of_a_class_each_are_tried_at_the_same_steps(brains, drawn, tmp_path):
+    runs = []
+    for label in ("normal", "tumour"):
+        runs.append(tmp_path / label)
+        data = TrainingData(data=brains.folder, source=drawn.folder, where={"label": label})
+        fit("simgan", runs[-1], data, preset="smoke", overrides=SIMGAN, device="cpu")
+    made = best(runs, drawn, tmp_path / "made", tmp_path / "tries", steps=(4,))
+    assert [run["step"] for run in made.about["runs"]] == [4, 4]
+    tried = json.loads((tmp_path / "tries/step-00000004/classifier/run.json").read_text())
+    assert tried["n_real"] == len(brains.split("train"))  # both classes, not the runs' own
+
+
 def test_the_verb_picks(simgan, drawn, tmp_path, monkeypatch, capsys):
     from synthoma.cli import main
 

@@ -231,6 +231,30 @@ def test_a_refiner_of_one_class_has_a_source_of_that_class_and_refines_no_other(
     assert {case.label for case in made} == {"tumour"}
 
 
+def test_of_several_refiners_each_image_goes_through_that_of_its_class(brains, drawn, tmp_path):
+    runs = [
+        trained("simgan", brains, drawn, tmp_path / label, where={"label": label})
+        for label in ("tumour", "normal")
+    ]
+    made = refine(runs, drawn, tmp_path / "made", seed=2)
+    assert [case.label for case in made] == [case.label for case in drawn]
+    for run, label in zip(runs, ("tumour", "normal"), strict=True):
+        alone = refine(run, drawn.where(label=label), tmp_path / f"of-{label}", seed=2)
+        for one, other in zip(alone, made.where(label=label), strict=True):
+            assert (one.image.values == other.image.values).all()
+            assert one.origin.run == other.origin.run
+    with pytest.raises(SettingsError, match="2 refiners of 1 classes"):
+        refine([runs[0], runs[0]], drawn, tmp_path / "x", seed=0)
+    third = write_drawn(tmp_path / "third", [], labels=("tumour", "normal", "cyst"))
+    with pytest.raises(DataError, match="no refiner was trained on cyst"):
+        refine(runs, third, tmp_path / "x", seed=0)
+
+
+def test_of_several_refiners_none_was_trained_on_all_classes(simgan, drawn, tmp_path):
+    with pytest.raises(SettingsError, match="trained on all classes"):
+        refine([simgan, simgan], drawn, tmp_path / "x", seed=0)
+
+
 class Unchanged(Refiner):
     """Refines nothing: what it makes of copies are copies."""
 

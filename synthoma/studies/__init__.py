@@ -3,4 +3,6 @@
 #: Papers whose tables `synthoma study` makes, each a file here: what is asked.
 PAPERS: dict[str, str] = {
     "cpggan_metastases": "brain metastases found with CPGGAN's images (Han et al. 2019, table 1)",
+    "two_step_classification": "tumour slices told from others with PGGAN's refined images "
+    "(Han et al. 2019, table 1; thesis, table 2)",
 }

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 BASELINE = "real + classic"
 #: The synthetic set that no generator draws.
 PASTE = "cut-and-paste"
+#: Behind the name of a set of which some images were left out.
+CURATED = ", curated"
 #: Lesions that `paint` paints into tumour-free slices.
 PAINT_NORMAL = "paint-normal"
 #: With little data: systems that are trained a second time, on other patients' slices or on the
@@ -75,7 +77,12 @@ class Part(BaseModel):
 
     set: str = Field(description="The generator that drew them, or cut-and-paste.")
     ratio: PositiveFloat = Field(1.0, description="Synthetic images a real one.")
-    curated: bool = Field(False, description="Only those in which the lesion is found.")
+    curated: bool = Field(False, description="Only those with the lesion, or of good clusters.")
+
+    @property
+    def name(self) -> str:
+        """Which images these are."""
+        return f"{self.set}{CURATED * self.curated}"
 
 
 class Setup(BaseModel):
@@ -178,9 +185,7 @@ def rows(scale: str, *, ratios: tuple[float, ...], low_data: bool, also: bool) -
     tumour-free slices, those that paint into them."""
 
     def row(*parts: Part, name: str = "", first: float = 0, others: bool = False) -> Setup:
-        said = name or " + ".join(
-            f"{part.set}{', curated' * part.curated} {part.ratio:g}:1" for part in parts
-        )
+        said = name or " + ".join(f"{part.name} {part.ratio:g}:1" for part in parts)
         return Setup(name=f"{BASELINE} + {said}", parts=parts, synthetic_first=first, others=others)
 
     pasted = Part(set=PASTE)
@@ -364,11 +369,7 @@ def load(path: str) -> Any:
 
 
 def demo(out: Path, *, seed: int = 0) -> None:
-    """The whole chain on phantom brains, sized for two CPU cores in minutes.
-
-    Raises:
-        SettingsError: `out` exists.
-    """
+    """The whole chain on phantom brains, sized for two CPU cores in minutes."""
     began = time.monotonic()
     begin(out, demo_study(out / "phantoms", seed=seed))
     go_on(out)

@@ -21,10 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from synthoma.data.prepare import Prepare
 from synthoma.errors import SettingsError
+from synthoma.phantoms.brain import BrainConfig
 from synthoma.settings import merged, replaced
-from synthoma.studies.augment import BASELINE, Part
+from synthoma.studies.augment import BASELINE, CURATED, Part
 from synthoma.studies.stages import slug
 from synthoma.studies.trained import Trained, check_that_it_finishes, checked, preset
+from synthoma.synthesis.clusters import ClusterSettings
 from synthoma.zoo import load_entry
 
 #: The classifier with ImageNet weights, and its row on real images.
@@ -42,6 +44,17 @@ class ClassSource(Trained):
     )
 
 
+class ClassRefiner(Trained):
+    """A refiner of another set's images, one for each class, and that set."""
+
+    of: str = Field(description="Set of synthetic images that it learns from, and refines.")
+    tried: tuple[int, ...] = Field(
+        (),
+        description="Steps to choose from, by what the study's last classifier learns from the "
+        "refined images (`pick.py`); empty: the last step, untried.",
+    )
+
+
 class ClassSetup(BaseModel):
     """One row of the table."""
 
@@ -51,6 +64,12 @@ class ClassSetup(BaseModel):
     classifier: str = Field("classifier", description="Which of the study's classifiers.")
     classic: bool = True
     mix: float = Field(0, ge=0, description="Alpha of MixUp; 0: no blending.")
+    copies: int = Field(
+        1,
+        ge=1,
+        description="How often each real image is in one round of the training set, transformed "
+        "anew each time where `classic`; ratios of `parts` are to all of these.",
+    )
     parts: tuple[Part, ...] = ()
     synthetic_first: float = Field(
         0,
@@ -60,6 +79,11 @@ class ClassSetup(BaseModel):
     )
     others: bool = Field(False, description="With the other patients' images themselves.")
 
+    @property
+    def images(self) -> float:
+        """Images of one round of the training set, real and synthetic, for each real one."""
+        return self.copies * (1 + sum(part.ratio for part in self.parts))
+
 
 class ClassifyStudy(BaseModel):
     """Everything that decides the table; study.json keeps it."""
@@ -67,12 +91,26 @@ class ClassifyStudy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: Literal["classify"] = "classify"
-    name: str = "augment"
+    name: str = Field("augment", description="augment, or the paper whose table it is.")
+    remarks: tuple[str, ...] = Field((), description="What the report warns of, besides its own.")
     dataset: Path
+    phantoms: BrainConfig | None = Field(None, description="Draw these as the dataset first.")
     scale: str
     prepare: Prepare
     generators: dict[str, ClassSource] = Field(min_length=1)
+    refiners: dict[str, ClassRefiner] = Field({}, description="By the name of what they make.")
+    curation: ClusterSettings = Field(
+        ClusterSettings(), description="Of sets of which some set-up wants the curated part."
+    )
+    spare: float = Field(
+        1.5, ge=1, description="Images drawn for each that is wanted of a curated set."
+    )
     classifiers: dict[str, Trained]
+    length: Literal["equal", "images"] = Field(
+        "equal",
+        description="equal: every set-up makes its classifier's steps. images: so many times more "
+        "as its training set has images for each real one, so that all have as many epochs.",
+    )
     setups: tuple[ClassSetup, ...] = Field(min_length=2)
     slices: int = Field(
         0, ge=0, description="Training images of a draw, of whole patients; 0: all of them."
@@ -109,18 +147,12 @@ class ClassifyStudy(BaseModel):
             if setup.synthetic_first and not setup.parts:
                 raise ValueError(f"{setup.name!r} begins with synthetic images, but has none")
             for part in setup.parts:
-                if part.set not in self.generators:
-                    raise ValueError(
-                        f"{setup.name!r} wants images of {part.set!r}; there are "
-                        f"{', '.join(self.generators)}"
-                    )
-                if part.curated:
-                    raise ValueError(f"{setup.name!r}: sets of classes are not curated")
+                self.made_of(part.name)
         if any(setup.others for setup in self.setups) and not self.slices:
             raise ValueError("with all training images in the one draw there are no others")
         if self.draws > 1 and not self.slices:
             raise ValueError(f"draws={self.draws} of all training images would be one and the same")
-        for name, source in self.generators.items():
+        for name, source in (*self.generators.items(), *self.refiners.items()):
             if self.prepare.side_px != source.system["side_px"]:
                 raise ValueError(
                     f"prepare.side_px is {self.prepare.side_px}, but {name} draws at "
@@ -134,6 +166,36 @@ class ClassifyStudy(BaseModel):
     def setup(self, name: str) -> ClassSetup:
         """The set-up of a name."""
         return next(setup for setup in self.setups if setup.name == name)
+
+    def made_of(self, name: str) -> tuple[str, ...]:
+        """A set, the set that it was refined or chosen from, and so on to the generator.
+
+        Raises:
+            ValueError: There is no such set.
+        """
+        if name in self.generators:
+            return (name,)
+        if name in self.refiners and self.refiners[name].of not in self.refiners:
+            return (name, *self.made_of(self.refiners[name].of))
+        if (whole := name.removesuffix(CURATED)) in self.generators and whole != name:
+            return (name, whole)
+        there = ", ".join([*self.generators, *self.refiners])
+        raise ValueError(
+            f"no set {name!r}; allowed: {there}, and what generators draw with {CURATED!r} behind"
+        )
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The sets that set-ups are trained with, those of generators first."""
+        asked = {part.name for setup in self.setups for part in setup.parts}
+        there = [*self.generators, *(name + CURATED for name in self.generators), *self.refiners]
+        return tuple(name for name in there if name in asked)
+
+    @property
+    def curated(self) -> tuple[str, ...]:
+        """The curated sets that are trained with or refined."""
+        needed = {own for name in self.sets for own in self.made_of(name)}
+        return tuple(name + CURATED for name in self.generators if name + CURATED in needed)
 
 
 #: Generators to choose from with study.generators, and whether there is one for each class.

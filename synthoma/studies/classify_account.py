@@ -1,5 +1,6 @@
 """The report of a classification study, from what its folder holds."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,12 @@ from synthoma.metrics.intervals import coverage_warning
 from synthoma.report.content import Grid, Report
 from synthoma.report.figures import TrainingRun
 from synthoma.report.scatter import Scatter
-from synthoma.report.table import Refused, Table
+from synthoma.report.table import PublishedRow, Refused, Table
 from synthoma.studies.augment import BASELINE
 from synthoma.studies.classification import PRIMARY
 from synthoma.studies.classify import PRETRAINED_BASELINE
 from synthoma.studies.classify_cell import ClassCell, make_rows
+from synthoma.studies.classify_sets import refiner
 from synthoma.studies.classify_tables import (
     table_of_pairs,
     table_of_sets,
@@ -42,6 +44,7 @@ PICTURES = 16
 def account(work: "ClassifyWork") -> Report:
     """Everything that the report shows."""
     study, real = work.study, work.real
+    title, question, published = told(study.name)
     cells, refused = work.cells()
     drawn = sorted({cell.facts["draw"] for cell in cells[BASELINE]})
     table = Table(
@@ -51,10 +54,11 @@ def account(work: "ClassifyWork") -> Report:
         primary=PRIMARY,
         rows=make_rows(cells, baseline=BASELINE, seed=study.seed, also=[PRETRAINED_BASELINE]),
         refused=tuple(Refused(setup=name, reason=why) for name, why in refused.items()),
+        published=published,
     )
     return Report(
-        title=f"{TITLE} {study.dataset.name}, scale {study.scale}",
-        question=QUESTION,
+        title=f"{title} {study.dataset.name}, scale {study.scale}",
+        question=question,
         table=table,
         warnings=warnings(work, table, drawn),
         notes=notes(work, cells),
@@ -76,10 +80,19 @@ def account(work: "ClassifyWork") -> Report:
     )
 
 
+def told(name: str) -> tuple[str, str, tuple[PublishedRow, ...] | None]:
+    """The title and the question of a study, and a paper's rows; those of a paper's study are in
+    its own file."""
+    if name == "augment":
+        return TITLE, QUESTION, None
+    paper = importlib.import_module(f"synthoma.studies.{name}")
+    return paper.TITLE, paper.QUESTION, paper.PUBLISHED
+
+
 def grids(work: "ClassifyWork") -> list[Grid]:
     """Synthetic and real images of the first draw, by class."""
     found = []
-    for name in work.study.generators:
+    for name in work.study.sets:
         drawn = Dataset.open(work.set_of(name, 0))
         for label in drawn.labels:
             own = drawn.where(label=label)
@@ -108,7 +121,7 @@ def grids(work: "ClassifyWork") -> list[Grid]:
 def scatter(work: "ClassifyWork") -> Scatter:
     """t-SNE of whole images, real and synthetic, by class (Han et al. 2019)."""
     sets = {"real": work.images(0)}
-    sets |= {name: Dataset.open(work.set_of(name, 0)) for name in work.study.generators}
+    sets |= {name: Dataset.open(work.set_of(name, 0)) for name in work.study.sets}
     parts = {
         f"{name}, {label}": whole(own.where(label=label), EMBEDDED // len(work.real.labels))
         for name, own in sets.items()
@@ -134,13 +147,19 @@ def training_of(
         for label in work.classes_of(name)
         for folder in (work.generator(name, 0, label),)
     ]
+    runs += [
+        TrainingRun(f"refiner {folder.name}", Run(folder).read_log())
+        for name in work.study.refiners
+        for label in work.real.labels
+        for folder in (refiner(work, name, 0, label),)
+    ]
     runs += [TrainingRun(setup, Run(own[0].folder).read_log()) for setup, own in cells.items()]
     return runs
 
 
 def warnings(work: "ClassifyWork", table: Table, drawn: Sequence[int]) -> list[str]:
     """What a reader must know before the numbers."""
-    study, said = work.study, []
+    study, said = work.study, list(work.study.remarks)
     if study.scale == "smoke":
         said.append(
             "Scale smoke: classifiers train for seconds and are limited by that, not by their "
@@ -159,7 +178,7 @@ def warnings(work: "ClassifyWork", table: Table, drawn: Sequence[int]) -> list[s
         said.append(warning)
     if "one an image" in table.patients_from:
         said.append("The data name no patients; each image counts as one, which is too hopeful.")
-    for name in study.generators:
+    for name in study.sets:
         for d in drawn:
             v = work.verdict(name, d)
             for label, own in (v["diversity"] if v is not None else {}).items():
@@ -179,6 +198,18 @@ def notes(work: "ClassifyWork", cells: Mapping[str, Sequence[ClassCell]]) -> lis
     for name, source in study.generators.items():
         how = ", one for each class" if source.each_class else ", told the class"
         said.append(f"Generator {name}: {source.name}, trained on {whose}{how}.")
+    for name, by in study.refiners.items():
+        how = f"step picked of {', '.join(map(str, by.tried))}" if by.tried else "its last step"
+        said.append(f"{name}: images of {by.of!r} through {by.name}, one for each class, {how}.")
+        picked = Dataset.open(work.set_of(name, 0)).about["refined"].get("picked")
+        if picked is not None:
+            tried = ", ".join(f"{step}: {a:.3f}" for step, a in picked["accuracy"].items())
+            said.append(f"{name}: step {picked['step']} was picked by {picked['by']} ({tried}).")
+    for name in study.curated:
+        own = Dataset.open(work.even(name, 0))
+        rules = ", ".join(f"{n} by {rule}" for rule, n in own.about["curated"]["rules"].items())
+        judged = own.about["curated"]["judged"]
+        said.append(f"{name}: {len(own)} of {judged} images kept (decided {rules}).")
     answers = cells[BASELINE][0].answers
     of = [answers.classes[k] for k in answers.looked_for]
     said.append(
@@ -189,11 +220,19 @@ def notes(work: "ClassifyWork", cells: Mapping[str, Sequence[ClassCell]]) -> lis
     )
     for name, one in study.classifiers.items():
         loop, system = one.train, one.system
-        length = f"{loop.epochs} epochs of the real images" if loop.epochs else f"{loop.steps:,}"
+        length = f"{loop.epochs} epochs" if loop.epochs else f"{loop.steps:,} optimiser steps"
+        rows = {
+            "equal": f"{' of the real images' * bool(loop.epochs)} in every row",
+            "images": " of each row's own images"
+            if loop.epochs
+            else " on the real images alone, in proportion more where a row has more images",
+        }
+        stopped = f", stopped after {loop.patience} without a better one" if loop.patience else ""
         said.append(
-            f"{name}: {system['backbone']} at {system['side_px']} px, {length} optimiser steps on "
-            f"batches of {system['batch_size']} in every row, beginning from the same weights; of "
-            f"all validations the weights with the best {loop.keep_best or 'last step'} are tested."
+            f"{name}: {system['backbone']} at {system['side_px']} px, {length}{rows[study.length]}"
+            f", on batches of {system['batch_size']}, beginning from the same weights; of all "
+            f"validations{stopped} the weights with the best {loop.keep_best or 'last step'} are "
+            "tested."
         )
     said += [
         f"All images were prepared at {study.prepare.side_px} px, the generators' side, so that "

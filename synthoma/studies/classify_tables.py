@@ -19,7 +19,7 @@ from synthoma.report.claims import p_text
 from synthoma.report.content import SmallTable
 from synthoma.studies.augment import BASELINE
 from synthoma.studies.classification import PRIMARY, shortcut_baselines
-from synthoma.studies.classify import PRETRAINED_BASELINE
+from synthoma.studies.classify import PRETRAINED, PRETRAINED_BASELINE
 from synthoma.studies.classify_cell import ClassCell
 from synthoma.studies.rows import estimates
 from synthoma.studies.shown import LARGE
@@ -69,7 +69,7 @@ def said(answers: Answers, metric: str, work: "ClassifyWork") -> str:
 def table_of_sets(work: "ClassifyWork", drawn: Sequence[int]) -> SmallTable:
     """What was drawn, seen, admitted; how diverse it is; whether it copies."""
     rows = []
-    for name in work.study.generators:
+    for name in work.study.sets:
         for d in drawn:
             v = work.verdict(name, d)
             if v is None:
@@ -118,7 +118,8 @@ def table_of_pairs(work: "ClassifyWork", cells: Mapping[str, Sequence[ClassCell]
     seed."""
     rows = []
     for setup, own in cells.items():
-        to = PRETRAINED_BASELINE if setup.startswith(f"{PRETRAINED_BASELINE} +") else BASELINE
+        pretrained = work.study.setup(setup).classifier == PRETRAINED
+        to = PRETRAINED_BASELINE if pretrained and setup != PRETRAINED_BASELINE else BASELINE
         for one, other in zip(own, cells.get(to, ()), strict=False):
             if setup == to:
                 continue
@@ -165,7 +166,7 @@ def table_of_two_samples(work: "ClassifyWork") -> SmallTable:
     draw; beside it, the draw's real images against the validation split's."""
     held_out, rows = work.real.split("validation"), []
     sets = {"the draw's real images": work.images(0)}
-    sets |= {name: Dataset.open(work.set_of(name, 0)) for name in work.study.generators}
+    sets |= {name: Dataset.open(work.set_of(name, 0)) for name in work.study.sets}
     permutations = PERMUTATIONS if work.study.scale in LARGE else PERMUTATIONS // 5
     for name, own in sets.items():
         first, second = alike(held_out, own)

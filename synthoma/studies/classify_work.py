@@ -4,6 +4,7 @@
     STUDY/data                  the prepared dataset
     STUDY/generators/NAME-drawD[-CLASS]
     STUDY/sets/NAME-drawD       (of generators of one class: first NAME-drawD-even)
+    STUDY/clusters, refiners, tries     what sets are curated and refined with (classify_sets.py)
     STUDY/judged/NAME-drawD.json    what the draw's own classifier thinks of it
     STUDY/cells/SETUP-drawD-seedS
     STUDY/report.html, report.md, table.json, seconds.json
@@ -17,30 +18,37 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from pydantic import BaseModel
 
 from synthoma.console import progress, say, training
 from synthoma.data.batches import Pool
 from synthoma.data.dataset import Dataset
 from synthoma.data.prepare import prepare
-from synthoma.data.split import check_no_leak, draw_patients_of_every_class
+from synthoma.data.split import draw_patients_of_every_class
 from synthoma.data.store import read_json, write_json
-from synthoma.data.subset import subset
 from synthoma.engine.evaluate import labels_of
+from synthoma.engine.settings import TrainSettings
 from synthoma.errors import DataError
+from synthoma.phantoms.folder import write_brains
 from synthoma.report.page import write_report
-from synthoma.studies.augment import BASELINE
+from synthoma.studies.augment import BASELINE, CURATED, Part
 from synthoma.studies.classify import ClassifyStudy, ClassSetup
 from synthoma.studies.classify_account import account
 from synthoma.studies.classify_cell import ClassCell, judge_set, read_cell, run_cell
+from synthoma.studies.classify_sets import (
+    curate_set,
+    draw_set,
+    refine_set,
+    train_generator,
+    train_refiner,
+    with_spare,
+)
 from synthoma.studies.stages import Stages, Task, slug
-from synthoma.studies.trained import train_up
-from synthoma.synthesis.draw import draw
 from synthoma.synthesis.fit import Mixed, TrainingData
 from synthoma.zoo import load_entry
 
-#: Why an image of a generator of one class is left out.
-SURPLUS = "more of its class than the draw has"
+#: What of a loop is told in steps, and follows its length.
+IN_STEPS = ("steps", "validate_every")
 
 
 class ClassifyWork:
@@ -59,21 +67,44 @@ class ClassifyWork:
     def stages(self) -> Iterator[list[Task]]:
         """What is to be done, in order."""
         study, judge = self.study, self.study.setup(BASELINE)
+        yield [("phantoms", self.draw_phantoms)]
         yield [("prepare", self.prepare)]
         for d in range(study.draws):
             on = self.on(d)
             yield [
                 self.cell_task(judge, d, 0),
                 *(
-                    (f"train {name}{f' of {c}' * bool(c)}{on}", partial(self.train, name, d, c))
+                    (
+                        f"train {name}{f' of {c}' * bool(c)}{on}",
+                        partial(train_generator, self, name, d, c),
+                    )
                     for name in study.generators
                     if self.wants(name, d)
                     for c in self.classes_of(name)
                 ),
             ]
-            sets = [name for name in study.generators if self.wants(name, d)]
-            yield [(f"draw {name}{on}", partial(self.draw_set, name, d)) for name in sets]
-            yield [(f"judge {name}{on}", partial(self.judge, name, d)) for name in sets]
+            yield [
+                (f"draw {name}{on}", partial(draw_set, self, name, d))
+                for name in study.generators
+                if self.wants(name, d)
+            ]
+            yield [
+                (f"choose {name}{on}", partial(curate_set, self, name, d))
+                for name in study.curated
+                if self.wants(name, d)
+            ]
+            refined = [name for name in study.refiners if self.wants(name, d)]
+            yield [
+                (f"train {name} of {c}{on}", partial(train_refiner, self, name, d, c))
+                for name in refined
+                for c in self.real.labels
+            ]
+            yield [(f"refine {name}{on}", partial(refine_set, self, name, d)) for name in refined]
+            yield [
+                (f"judge {name}{on}", partial(self.judge, name, d))
+                for name in study.sets
+                if self.wants(name, d)
+            ]
             yield [
                 self.cell_task(setup, d, seed)
                 for seed in range(study.seeds)
@@ -122,6 +153,16 @@ class ClassifyWork:
         """The real images of a draw."""
         return self.real.of_patients(set(self.drawn[d]))
 
+    def draw_phantoms(self) -> bool:
+        """Where the study is on phantoms."""
+        folder, brains = self.study.dataset, self.study.phantoms
+        if brains is not None and not folder.exists():
+            with progress(f"draw {folder.name}") as tell:
+                write_brains(
+                    folder, brains, seed=self.study.seed, progress=lambda i, n: tell(i, n, "")
+                )
+        return True
+
     def prepare(self) -> bool:
         """Bring the dataset to the generators' side, and see that it can be studied."""
         study = self.study
@@ -158,60 +199,40 @@ class ClassifyWork:
         """The run folder of a generator."""
         return self.out / "generators" / f"{name}-draw{d}{f'-{slug(label)}' * bool(label)}"
 
-    def train(self, name: str, d: int, label: str) -> bool:
-        """On the draw's images alone, of one class where one is given."""
-        source, folder = self.study.generators[name], self.generator(name, d, label)
-        own = self.images(d).where(label=label) if label else self.images(d)
-        data = TrainingData(
-            data=self.data,
-            patients=tuple(own.patients),
-            where={"label": label} if label else {},
-        )
-        with training(f"train {folder.name}") as show:
-            done = train_up(
-                source.name,
-                folder,
-                data,
-                source.settings(),
-                seed=self.study.seed,
-                minutes=self.tasks.minutes_left,
-                device=self.device,
-                progress=show,
-            )
-        return done is not None
-
     def set_of(self, name: str, d: int) -> Path:
         """The folder of a synthetic set."""
-        return self.out / "sets" / f"{name}-draw{d}"
+        return self.out / "sets" / f"{slug(name)}-draw{d}"
 
-    def draw_set(self, name: str, d: int) -> bool:
-        """As many images as the set-ups need, of the classes as often as the draw has them."""
-        folder = self.set_of(name, d)
-        if folder.exists():
-            return True
-        folder.parent.mkdir(exist_ok=True)
-        each, study = self.study.generators[name].each_class, self.study
-        most = max(p.ratio for setup in study.setups for p in setup.parts if p.set == name)
-        n = ceil(1.1 * most * len(self.images(d)) * study.variety) + 8  # some may be copies
-        labels = [self.images(d).label(i) or "" for i in range(len(self.images(d)))]
-        runs = [self.generator(name, d, c) for c in self.classes_of(name)]
-        share = max(labels.count(c) for c in self.real.labels) / len(labels)
-        drawn = folder.with_name(f"{folder.name}-even") if each else folder
-        if not drawn.exists():
-            with progress(f"draw {folder.name}") as tell:
-                draw(
-                    runs,
-                    drawn,
-                    n=ceil(n * share) + 8 if each else n,
-                    seed=study.seed + d,
-                    device="cpu" if self.device == "auto" else self.device,
-                    progress=lambda i, of: tell(i, of, ""),
-                )
-        if each:
-            as_often(Dataset.open(drawn), folder, labels, seed=study.seed + d)
-        for run_id, saw in Dataset.open(folder).generators_saw.items():
-            check_no_leak(self.real.splits, saw, what=f"the generator {run_id}")
-        return True
+    def asked(self, setup: ClassSetup, part: Part, d: int) -> int:
+        """Images of a part in one round of a set-up's training set."""
+        return round(len(self.images(d)) * self.repeat(setup) * part.ratio)
+
+    def repeat(self, setup: ClassSetup) -> int:
+        """How often each real image is dealt in a round, beside synthetic ones."""
+        return self.study.variety * setup.copies if setup.parts else 1
+
+    def needed(self, name: str, d: int) -> int:
+        """Images of a set that set-ups need, or that other sets are made of."""
+        study = self.study
+        own = [
+            self.asked(setup, part, d)
+            for setup in study.setups
+            for part in setup.parts
+            if part.name == name
+        ]
+        own += [with_spare(self.needed(r, d)) for r, by in study.refiners.items() if by.of == name]
+        if name + CURATED in study.curated:
+            own.append(ceil(study.spare * self.needed(name + CURATED, d)))
+        return max(own)
+
+    def even(self, name: str, d: int) -> Path:
+        """Where a set is before its classes are as often as the draw has them."""
+        return self.out / "sets" / f"{slug(name)}-draw{d}-even"
+
+    def labels(self, d: int) -> list[str]:
+        """The classes of the draw's real images."""
+        images = self.images(d)
+        return [images.label(i) or "" for i in range(len(images))]
 
     def verdict(self, name: str, d: int) -> dict[str, Any] | None:
         """What `judge` found; None where it has not been asked."""
@@ -220,7 +241,7 @@ class ClassifyWork:
 
     def judged(self, name: str, d: int) -> Path:
         """Where the verdict on a set is kept."""
-        return self.out / "judged" / f"{name}-draw{d}.json"
+        return self.out / "judged" / f"{slug(name)}-draw{d}.json"
 
     def judge(self, name: str, d: int) -> bool:
         """Let the draw's own classifier, trained on its real images, look for the classes."""
@@ -243,20 +264,26 @@ class ClassifyWork:
         """Why a set-up is not run from a draw on: its images were refused there, or before."""
         for k in range(d + 1):
             for part in setup.parts:
-                found = self.verdict(part.set, k)
+                found = self.verdict(part.name, k)
                 if found is None:
                     continue
                 if not found["admitted"]:
-                    return f"{part.set}{self.on(k)}: {found['reason']}"
-                n = round(len(self.images(k)) * self.study.variety * part.ratio)
+                    return f"{part.name}{self.on(k)}: {found['reason']}"
+                n = self.asked(setup, part, k)
                 if found["drawn"] < n:
-                    there = f"{found['drawn']} images were no copies"
-                    return f"{part.set}{self.on(k)}: {there}, {n} are needed"
+                    kept = "were kept" if CURATED in part.name else "were no copies"
+                    there = f"{found['drawn']} images {kept}"
+                    return f"{part.name}{self.on(k)}: {there}, {n} are needed"
         return None
 
     def wants(self, name: str, d: int) -> bool:
-        """Whether a set-up with the images of a generator was not refused on an earlier draw."""
-        asking = [s for s in self.study.setups if name in {part.set for part in s.parts}]
+        """Whether a set-up with images of a set, or made of it, was not refused on an earlier
+        draw."""
+        asking = [
+            setup
+            for setup in self.study.setups
+            if any(name in self.study.made_of(part.name) for part in setup.parts)
+        ]
         return d == 0 or any(self.refused(setup, d - 1) is None for setup in asking)
 
     def cell_folder(self, setup: str, d: int, seed: int) -> Path:
@@ -267,15 +294,26 @@ class ClassifyWork:
         """One classifier, trained and tested."""
         return f"{setup.name}{self.on(d)}, seed {seed}", partial(self.cell, setup, d, seed)
 
+    def classifier(self, setup: ClassSetup, d: int) -> tuple[BaseModel, TrainSettings]:
+        """Its settings and its loop's: as long as every row's, or for as many epochs."""
+        chosen, times = self.study.classifiers[setup.classifier], 1.0
+        config, loop = chosen.settings()
+        pool = {"real": Pool([self.images(d)])}  # the length of an epoch, without synthetic images
+        fitted = load_entry(chosen.name).fitted(config, pool)
+        if self.study.length == "images":
+            times = setup.images
+        update = {"mix": setup.mix, "steps_per_epoch": ceil(times * fitted.steps_per_epoch)}
+        if not loop.epochs:
+            longer = {name: ceil(times * getattr(loop, name)) for name in IN_STEPS}
+            loop = loop.model_copy(update=longer)
+        return fitted.model_copy(update=update), loop
+
     def cell(self, setup: ClassSetup, d: int, seed: int) -> bool:
         """Train a classifier and test it, unless that was done or its images were refused."""
         folder, study = self.cell_folder(setup.name, d, seed), self.study
         if (folder / "cell.json").is_file() or self.refused(setup, d) is not None:
             return True
-        chosen = study.classifiers[setup.classifier]
-        config, loop = chosen.settings()
-        pool = {"real": Pool([self.images(d)])}  # the length of an epoch: the same for every row
-        fitted = load_entry(chosen.name).fitted(config, pool).model_copy(update={"mix": setup.mix})
+        fitted, loop = self.classifier(setup, d)
         if not setup.classic:
             fitted = fitted.model_copy(update={"augment": None})
         patients = (*self.drawn[d], *(self.others if setup.others else ()))
@@ -283,9 +321,9 @@ class ClassifyWork:
             data=self.data,
             patients=patients if study.slices else (),
             synthetic=tuple(
-                Mixed(folder=self.set_of(part.set, d), ratio=part.ratio) for part in setup.parts
+                Mixed(folder=self.set_of(part.name, d), ratio=part.ratio) for part in setup.parts
             ),
-            repeat=study.variety if setup.parts else 1,
+            repeat=self.repeat(setup),
             synthetic_first=setup.synthetic_first,
         )
         with training(f"{setup.name}{self.on(d)}, seed {seed}") as show:
@@ -335,21 +373,3 @@ class ClassifyWork:
         write_report(self.out, account(self))
         say(f"report: {self.out / 'report.html'} (also report.md and table.json)")
         return True
-
-
-def as_often(drawn: Dataset, out: Path, labels: list[str], *, seed: int) -> Dataset:
-    """The folder of so many images of each class as some labels have, in any head of it as well,
-    until one class runs out."""
-    waiting = {c: iter(range(len(drawn))) for c in set(labels)}
-    chance, kept = np.random.default_rng([seed, len(labels)]), list[int]()
-    done = False
-    while not done:
-        for k in chance.permutation(len(labels)).tolist():
-            own = (i for i in waiting[labels[k]] if drawn.label(i) == labels[k])
-            place = next(own, None)
-            if place is None:
-                done = True
-                break
-            kept.append(place)
-    names = [drawn[i].case_id for i in sorted(set(range(len(drawn))) - set(kept))]
-    return subset(drawn, out, np.array(kept), dropped={SURPLUS: names}, about={})

@@ -14,6 +14,7 @@ Ours where the paper says nothing: an accuracy is the best of all validations of
 equal ones the fewest steps win.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from synthoma.synthesis.refine import refine, steps_of
 
 
 def refine_best(
-    run: Path,
+    run: Path | Sequence[Path],
     dataset: Dataset,
     out: Path,
     tries: Path,
@@ -38,24 +39,41 @@ def refine_best(
     seed: int,
     workers: int = 2,
     device: str = "cpu",
+    minutes: float | None = None,
     progress: Progress | None = None,
-) -> Dataset:
+) -> Dataset | None:
     """Write the images refined by the best checkpoint into the dataset folder `out`.
 
     dataset.json tells the accuracy of every checkpoint. What was tried before is not repeated.
 
     Args:
+        run: Of a refiner; or several, each of a class: they are tried at the same steps.
         tries: Where the refined sets and classifiers are kept.
         preset: The classifier's.
         overrides: Its settings that replace the preset's.
         steps: Checkpoints to try; empty for all that the run kept.
+        minutes: Stop in a classifier's training after this long; the same call goes on.
         progress: Told of each classifier's training.
+
+    Returns:
+        None where the minutes were up.
 
     Raises:
         DataError: The run kept no such checkpoint, or there is nothing to validate on.
     """
     refuse_existing(out)
-    kept, accuracy = steps_of(run, steps), {}
+    ends = None if minutes is None else time.monotonic() + 60 * minutes
+    runs = [run] if isinstance(run, Path) else list(run)
+    kept = sorted(set.intersection(*(set(steps_of(own, steps)) for own in runs)))
+    if not kept:
+        raise DataError(f"{', '.join(map(str, runs))}: they kept no checkpoint of the same step")
+    trained = [TrainingData.model_validate(Run.open(own).facts["data"]) for own in runs]
+    named = all(data.patients for data in trained)
+    real = TrainingData(
+        data=trained[0].data,
+        patients=tuple(dict.fromkeys(p for data in trained for p in data.patients if named)),
+    )
+    accuracy: dict[int, float] = {}
     for step in kept:
         folder = tries / f"step-{step:08}"
         refined = (
@@ -71,16 +89,20 @@ def refine_best(
                 device=device,
             )
         )
-        accuracy[step] = accuracy_with(
+        found = accuracy_with(
             refined,
-            TrainingData.model_validate(Run.open(run).facts["data"]).data,
+            real,
             folder / "classifier",
             preset=preset,
             overrides=overrides,
             seed=seed,
+            minutes=None if ends is None else max(0.0, (ends - time.monotonic()) / 60),
             device=device,
             progress=progress,
         )
+        if found is None:
+            return None
+        accuracy[step] = found
     best = max(kept, key=lambda step: (accuracy[step], -step))
     picked = {
         "step": best,
@@ -101,32 +123,39 @@ def refine_best(
 
 def accuracy_with(
     refined: Dataset,
-    real: Path,
+    real: TrainingData,
     out: Path,
     *,
     preset: str,
     overrides: Mapping[str, Mapping[str, Any]] | None,
     seed: int,
+    minutes: float | None,
     device: str,
     progress: Progress | None,
-) -> float:
-    """The best validation accuracy of a classifier trained on real images and all refined ones."""
+) -> float | None:
+    """The best validation accuracy of a classifier trained on real images and all refined ones;
+    None where the minutes were up."""
     if out.exists():
-        resume(out, device=device, progress=progress)
+        outcome = resume(out, minutes=minutes, device=device, progress=progress)
     else:
-        ratio = len(refined) / len(select(TrainingData(data=real)))
-        data = TrainingData(data=real, synthetic=(Mixed(folder=refined.folder, ratio=ratio),))
-        fit(
+        ratio = len(refined) / len(select(real))
+        mixed = (Mixed(folder=refined.folder, ratio=ratio),)
+        outcome = fit(
             "classifier",
             out,
-            data,
+            real.model_copy(update={"synthetic": mixed}),
             preset=preset,
             overrides=overrides,
             seed=seed,
+            minutes=minutes,
             device=device,
             progress=progress,
         )
+    if outcome.stopped == "signal":
+        raise KeyboardInterrupt
+    if outcome.stopped == "minutes":
+        return None
     judged = [row["validation"] for row in Run.open(out).read_log() if "validation" in row]
     if not judged:
-        raise DataError(f"{real}: no validation split, so there is nothing to pick steps by")
+        raise DataError(f"{real.data}: no validation split, so there is nothing to pick steps by")
     return float(max(figures["accuracy"] for figures in judged))

@@ -43,8 +43,23 @@ class Refined:
     changes: dict[str, float]
 
 
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A trained refiner that may refine the images it is for."""
+
+    system: Refiner
+    facts: dict[str, Any]
+    """Of its run; trained_on names everybody who may be in its images."""
+    data: TrainingData
+
+    @property
+    def label(self) -> str | None:
+        """The class that it was trained on; None for all."""
+        return self.data.where.get("label")
+
+
 def refine(
-    run: Path,
+    run: Path | Sequence[Path],
     dataset: Dataset,
     out: Path,
     *,
@@ -63,6 +78,8 @@ def refine(
     refining did to the images.
 
     Args:
+        run: Of a refiner; or several, each trained on a class of its own: an image is refined by
+            that of its label.
         dataset: Images to refine, of the kind that the run had as its source.
         seed: Decides the styles, for refiners that take one.
         step: Of a checkpoint to refine with; None for the run's model.
@@ -74,16 +91,10 @@ def refine(
         LeakError: A patient of the run's validation or test split is in these images.
     """
     refuse_existing(out)
-    system, facts = load_refiner(run, device, step)
-    data = TrainingData.model_validate(Run.open(run).facts["data"])
-    check_data(run, data)
-    check_images(run, system, facts, data, dataset)
-    seen = {*facts["trained_on"], *dataset.real_patients, *chain(*dataset.generators_saw.values())}
-    if data.split == "train":
-        what = f"{dataset.folder}, refined by {run},"
-        check_no_leak(Dataset.open(data.data).splits, seen, what=what)
-    facts = facts | {"trained_on": sorted(seen)}
-    gallery = gallery_of(data, dataset)
+    runs = [run] if isinstance(run, Path) else list(run)
+    refiners = [ready(folder, dataset, len(runs) > 1, step, device) for folder in runs]
+    chosen = by_case(refiners, dataset)
+    gallery = gallery_of([one.data for one in refiners], dataset)
     found: dict[str, list[float]] = {"distance": [], "shape": [], "texture": []}
     with DatasetWriter(
         out,
@@ -92,11 +103,11 @@ def refine(
         splits=all_to_train,
         about={
             "seed": seed,
-            "runs": [facts],
+            "runs": [one.facts for one in refiners],
             "refined": {"digest": dataset.about["digest"], **(about or {})},
         },
     ) as writer:
-        stream = refine_cases(system, facts, dataset, seed=seed, workers=workers)
+        stream = refine_cases(chosen, dataset, seed=seed, workers=workers)
         done = 0
         while batch := list(islice(stream, BLOCK)):
             copies = gallery.copies([made.case for made in batch])
@@ -113,6 +124,43 @@ def refine(
         means = {k: round(float(np.mean(values)), 4) for k, values in found.items() if values}
         writer.about["refined"] |= means
     return Dataset.open(out)
+
+
+def ready(run: Path, dataset: Dataset, several: bool, step: int | None, device: str) -> Ready:
+    """The refiner of a run folder, once it is known to suit the images that it refines: all of
+    them, or those of its class where there are several refiners."""
+    system, facts = load_refiner(run, device, step)
+    data = TrainingData.model_validate(Run.open(run).facts["data"])
+    check_data(run, data)
+    if several and "label" not in data.where:
+        raise SettingsError(
+            f"{run}: trained on all classes; allowed of several refiners: each trained on one"
+        )
+    own = dataset.where(label=data.where["label"]) if several else dataset
+    check_images(run, system, facts, data, own)
+    seen = {*facts["trained_on"], *dataset.real_patients, *chain(*dataset.generators_saw.values())}
+    if data.split == "train":
+        what = f"{dataset.folder}, refined by {run},"
+        check_no_leak(Dataset.open(data.data).splits, seen, what=what)
+    return Ready(system, facts | {"trained_on": sorted(seen)}, data)
+
+
+def by_case(refiners: Sequence[Ready], dataset: Dataset) -> list[Ready]:
+    """Which refiner each case goes through.
+
+    Raises:
+        SettingsError: Two were trained on one class.
+        DataError: There is none for the class of a case.
+    """
+    if len(refiners) == 1:
+        return [refiners[0]] * len(dataset)
+    of = {one.label: one for one in refiners}
+    if len(of) < len(refiners):
+        raise SettingsError(f"{len(refiners)} refiners of {len(of)} classes; allowed: one a class")
+    labels = [dataset.label(i) for i in range(len(dataset))]
+    if lost := {str(label) for label in labels} - set(map(str, of)):
+        raise DataError(f"{dataset.folder}: no refiner was trained on {', '.join(sorted(lost))}")
+    return [of[label] for label in labels]
 
 
 def load_refiner(run: Path, device: str, step: int | None = None) -> tuple[Refiner, dict[str, Any]]:
@@ -173,25 +221,28 @@ def check_images(
             )
 
 
-def gallery_of(data: TrainingData, dataset: Dataset) -> Gallery:
-    """The real images that refined ones must not be copies of, those of the target domain.
+def gallery_of(data: Sequence[TrainingData], dataset: Dataset) -> Gallery:
+    """The real images that refined ones must not be copies of, those of the target domains.
 
     Where lesions were painted into real images, only what is in boxes is compared.
     """
-    held_out = Dataset.open(data.data).split("validation") if data.split == "train" else None
+    first = data[0]
+    held_out = Dataset.open(first.data).split("validation") if first.split == "train" else None
     painted = "painted" in getattr(dataset[0].origin, "conditions", {})
-    also = [Dataset.open(folder).split("train") for folder in data.also]
-    return Gallery.of(select(data), held_out, also=also, region="boxes" if painted else "image")
+    also = [select(one) for one in data[1:]]
+    also += [Dataset.open(folder).split("train") for one in data for folder in one.also]
+    return Gallery.of(select(first), held_out, also=also, region="boxes" if painted else "image")
 
 
 def refine_cases(
-    system: Refiner, facts: dict[str, Any], dataset: Dataset, *, seed: int, workers: int
+    refiners: Sequence[Ready], dataset: Dataset, *, seed: int, workers: int
 ) -> Iterator[Refined]:
-    """The refined cases of a dataset, in order."""
-    on_cpu = next(system.parameters()).device.type == "cpu"
+    """The refined cases of a dataset, in order, each by its own refiner."""
+    on_cpu = next(refiners[0].system.parameters()).device.type == "cpu"
 
     def one(i: int) -> Refined:
-        return refine_case(system, facts, dataset[i], dataset.about["value_range"], seed)
+        by = refiners[i]
+        return refine_case(by.system, by.facts, dataset[i], dataset.about["value_range"], seed)
 
     if not on_cpu or workers <= 1:
         with threads(1):
