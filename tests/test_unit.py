@@ -52,6 +52,16 @@ def test_shapes_are_those_of_256_px():
     assert Discriminator(config)(image).shape == (1, 1, 7, 7)
 
 
+def test_fewer_halvings_keep_more_places_in_the_code():
+    config = SMALL.model_copy(update={"halvings": 1})
+    image = torch.zeros(1, 1, 16, 16)
+    code = Encoder(config)(image)
+    assert code.shape == (1, 16, 8, 8)
+    assert Generator(config)(code).shape == image.shape
+    gan = UNIT(config)
+    assert gan.decode("real", gan.encode("source", image)).shape == image.shape
+
+
 def test_the_last_encoding_and_first_decoding_block_are_one_for_both_domains():
     own = [name for name, _ in fresh().named_parameters() if not name.startswith("disc")]
     shared = [name for name in own if name.split(".")[1] not in ("real", "source")]

@@ -1,6 +1,6 @@
 """MUNIT: an image is what it shows (content) and how it looks (style); only the look is exchanged.
 
-    image of a domain (n, c, side, side) -> content (n, 4 * width, side/4, side/4), style (n, d)
+    image of a domain (n, c, side, side) -> content (n, w, side/2^h, side/2^h), style (n, d)
     content, style -> Decoder of a domain -> image of that domain (n, c, side, side)
     image -> Discriminator of its domain -> logits (n, 1, y, x) at each of three scales
 
@@ -10,10 +10,13 @@ Papers:
   Han, thesis, section 4.2.3: steps, batch, rate and its halvings, flips
 A style is drawn from N(0, 1) to translate, and enters as scale and shift of normalised features
 (AdaIN). Images come back from their own codes; content and style come back from a translation.
-Ours where the papers say nothing: Kaiming's first weights in all networks; least squares with the
-factor one half, summed over scales. No perceptual loss: the paper has it for streets at 512 px.
+Ours where the papers say nothing: Kaiming's first weights in all networks, but every style begins
+as scales near 1 and shifts near 0; least squares with the factor one half, summed over scales. No
+perceptual loss: the paper has it for streets at 512 px. The presets `small` and `smoke` halve the
+side once, and pay for images that come back from the other domain.
 """
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -37,7 +40,8 @@ class MUNITConfig(BaseModel):
 
     side_px: Literal[16, 32, 64, 128, 256, 512] = Field(256, description="Side of the images.")
     channels: int = Field(1, ge=1, description="Image channels.")
-    width: int = Field(64, ge=1, description="Feature maps at full side, 4 times as many in codes.")
+    width: int = Field(64, ge=1, description="Feature maps at full side, doubled at each halving.")
+    halvings: int = Field(2, ge=1, le=3, description="How often the side of a content is halved.")
     blocks: int = Field(4, ge=1, description="Residual blocks of a content encoder, of a decoder.")
     style_dim: int = Field(8, ge=1, description="Numbers in a style.")
     style_width: int = Field(256, ge=1, description="Units of the layers between style and AdaIN.")
@@ -52,6 +56,9 @@ class MUNITConfig(BaseModel):
     image_weight: float = Field(10, ge=0, description="Of images that come back (lambda x).")
     content_weight: float = Field(1, ge=0, description="Of content that comes back (lambda c).")
     style_weight: float = Field(1, ge=0, description="Of styles that come back (lambda s).")
+    cycle_weight: float = Field(
+        0, ge=0, description="Of images that come back from the other domain; 0: not asked."
+    )
     mirror: bool = Field(True, description="Flip half of the images left to right.")
 
     @field_validator("scales")
@@ -62,6 +69,11 @@ class MUNITConfig(BaseModel):
         if side_px >> (halvings + scales - 1) < 1:
             raise ValueError(f"{halvings} halvings of {side_px} px leave nothing at scale {scales}")
         return scales
+
+
+def widths_of(config: MUNITConfig) -> list[int]:
+    """Feature maps at full side, at half, and so on down to the content's."""
+    return [config.width << k for k in range(config.halvings + 1)]
 
 
 def convolve(low: int, high: int, kernel_px: int, stride: int = 1) -> nn.Conv2d:
@@ -89,22 +101,15 @@ class Residual(nn.Module):
 
 
 class ContentEncoder(nn.Sequential):
-    """image (n, channels, side, side) -> content (n, 4 * width, side / 4, side / 4)."""
+    """image (n, channels, side, side) -> content (n, w, side / 2^h, side / 2^h)."""
 
     def __init__(self, config: MUNITConfig) -> None:
-        w = config.width
-        super().__init__(
-            convolve(config.channels, w, 7),
-            nn.InstanceNorm2d(w),
-            nn.ReLU(),
-            convolve(w, 2 * w, 4, stride=2),
-            nn.InstanceNorm2d(2 * w),
-            nn.ReLU(),
-            convolve(2 * w, 4 * w, 4, stride=2),
-            nn.InstanceNorm2d(4 * w),
-            nn.ReLU(),
-            *(Residual(4 * w) for _ in range(config.blocks)),
-        )
+        widths = widths_of(config)
+        layers: list[nn.Module] = [convolve(config.channels, widths[0], 7)]
+        layers += [nn.InstanceNorm2d(widths[0]), nn.ReLU()]
+        for low, high in pairwise(widths):
+            layers += [convolve(low, high, 4, stride=2), nn.InstanceNorm2d(high), nn.ReLU()]
+        super().__init__(*layers, *(Residual(widths[-1]) for _ in range(config.blocks)))
 
 
 class StyleEncoder(nn.Sequential):
@@ -142,28 +147,28 @@ def adapt(x: Float[Tensor, "n w y x"], style: Float[Tensor, "n 2 w 1 1"]) -> Ten
 
 
 class Decoder(nn.Module):
-    """content (n, 4 * width, side/4, side/4), style (n, d) -> image (n, channels, side, side)."""
+    """content (n, w, side/2^h, side/2^h), style (n, d) -> image (n, channels, side, side)."""
 
     def __init__(self, config: MUNITConfig) -> None:
         super().__init__()
-        w, inner = config.width, config.style_width
-        self.blocks = nn.ModuleList([StyledResidual(4 * w) for _ in range(config.blocks)])
+        widths, inner = widths_of(config)[::-1], config.style_width
+        self.blocks = nn.ModuleList([StyledResidual(widths[0]) for _ in range(config.blocks)])
         self.to_styles = nn.Sequential(
             nn.Linear(config.style_dim, inner),
             nn.ReLU(),
             nn.Linear(inner, inner),
             nn.ReLU(),
-            nn.Linear(inner, config.blocks * 2 * 2 * 4 * w),
+            nn.Linear(inner, config.blocks * 2 * 2 * widths[0]),
         )
         layers: list[nn.Module] = []
-        for low in (4 * w, 2 * w):
+        for high, low in pairwise(widths):
             layers += [
                 nn.Upsample(scale_factor=2),
-                convolve(low, low // 2, 5),
-                nn.GroupNorm(1, low // 2),  # one group: layer normalisation
+                convolve(high, low, 5),
+                nn.GroupNorm(1, low),  # one group: layer normalisation
                 nn.ReLU(),
             ]
-        self.up = nn.Sequential(*layers, convolve(w, config.channels, 7), nn.Tanh())
+        self.up = nn.Sequential(*layers, convolve(widths[-1], config.channels, 7), nn.Tanh())
 
     def forward(
         self, content: Float[Tensor, "n w h v"], style: Float[Tensor, "n d"]
@@ -272,16 +277,20 @@ class MUNIT(Refiner):
         terms: dict[str, list[Tensor]] = {
             k: [] for k in ("adversarial", "image", "content", "style")
         }
+        if config.cycle_weight:
+            terms["cycle"] = []
         for d in DOMAINS:
             image, content = batch[f"{d}/image"], shared[f"{d} content"]
             judged = self.discriminators[OTHER[d]](made[d])
-            back = self.decode(d, content, self.style[d](image))
+            style, again = self.style[d](image), self.content[OTHER[d]](made[d])
             terms["adversarial"] += [LEAST_SQUARES.generator(logits) for logits in judged]
-            terms["image"].append(F.l1_loss(back, image))
-            terms["content"].append(F.l1_loss(self.content[OTHER[d]](made[d]), content))
+            terms["image"].append(F.l1_loss(self.decode(d, content, style), image))
+            terms["content"].append(F.l1_loss(again, content))
             terms["style"].append(
                 F.l1_loss(self.style[OTHER[d]](made[d]), shared[f"{OTHER[d]} drawn"])
             )
+            if config.cycle_weight:
+                terms["cycle"].append(F.l1_loss(self.decode(d, again, style), image))
         shared["log/refined/distance"] = (
             (made["source"] - batch["source/image"]).abs().mean().detach()
         )
@@ -290,6 +299,7 @@ class MUNIT(Refiner):
             "image": config.image_weight,
             "content": config.content_weight,
             "style": config.style_weight,
+            "cycle": config.cycle_weight,
         }
         return {name: weights[name] * torch.stack(own).sum() for name, own in terms.items()}
 
@@ -310,11 +320,26 @@ class MUNIT(Refiner):
 
 
 def begin(layer: nn.Module) -> None:
-    """He et al.'s first weights."""
+    """He et al.'s first weights; a decoder comes after its layers."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(layer.weight)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+    elif isinstance(layer, Decoder):
+        begin_styles(layer)
+
+
+def begin_styles(decoder: Decoder) -> None:
+    """Every style begins as plain instance normalisation: scales near 1, shifts near 0.
+
+    With He et al.'s weights scales had either sign and a spread of 1.4 for drawn styles, .25 for
+    encoded ones, which are small at first: reconstruction taught the decoder a path that
+    translation did not take, and translations stayed stripes.
+    """
+    weight, bias = decoder.to_styles[-1].parameters()
+    with torch.no_grad():
+        weight.mul_(0.1)
+        bias.unflatten(0, (len(decoder.blocks), 2, 2, -1))[:, :, 0] = 1
 
 
 def fitted(config: MUNITConfig, pools: dict[str, Pool]) -> MUNITConfig:
@@ -333,21 +358,24 @@ PRESETS: dict[str, Preset] = {
         MUNITConfig(
             side_px=64,
             width=16,
+            halvings=1,  # at 2 small images keep outlines alone
             blocks=2,
             style_width=64,
             judge_width=16,
             judge_halvings=3,
             scales=2,
             batch_size=4,
-            learning_rate=5e-4,
+            learning_rate=1e-3,
             halved_every=1_000,
+            cycle_weight=10,
         ),
         TrainSettings(steps=2_500, precision="bf16", sample_every=500),
     ),
     "smoke": Preset(
         MUNITConfig(
             side_px=32,
-            width=8,
+            width=12,
+            halvings=1,  # at 2 small images keep outlines alone
             blocks=1,
             style_width=32,
             judge_width=16,
@@ -356,6 +384,7 @@ PRESETS: dict[str, Preset] = {
             batch_size=4,
             learning_rate=1e-3,
             halved_every=400,
+            cycle_weight=10,
         ),
         TrainSettings(steps=600, precision="bf16", sample_every=200),
     ),

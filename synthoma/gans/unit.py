@@ -1,6 +1,6 @@
 """UNIT: two VAEs whose codes lie in one space, so that what one encodes the other can decode.
 
-    image of a domain (n, c, side, side) -> Encoder, shared block -> code (n, d, side/4, side/4)
+    image of a domain (n, c, side, side) -> Encoder, shared block -> code (n, d, side/2^h, side/2^h)
     code -> shared block, Generator of a domain -> image of that domain (n, c, side, side)
     image -> Discriminator of its domain -> logits (n, 1, y, x)
 
@@ -42,7 +42,8 @@ class UNITConfig(BaseModel):
 
     side_px: Literal[16, 32, 64, 128, 256, 512] = Field(256, description="Side of the images.")
     channels: int = Field(1, ge=1, description="Image channels.")
-    width: int = Field(64, ge=1, description="Feature maps at full side; 8 times as many in codes.")
+    width: int = Field(64, ge=1, description="Feature maps at full side, doubled at each halving.")
+    halvings: int = Field(2, ge=1, le=3, description="How often the side of a code is halved.")
     blocks: int = Field(3, ge=1, description="Residual blocks of each domain's own.")
     judge_halvings: int = Field(
         5, ge=1, validate_default=True, description="Strided layers of the discriminators."
@@ -65,6 +66,11 @@ class UNITConfig(BaseModel):
         return halvings
 
 
+def widths_of(config: UNITConfig) -> list[int]:
+    """Feature maps at full side, at half, and so on; last those of a code, at the last side."""
+    return [config.width << k for k in range(config.halvings + 2)]
+
+
 class Residual(nn.Module):
     """Two 3x3 convolutions, added to what they saw; shape kept."""
 
@@ -85,36 +91,32 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Sequential):
-    """image (n, channels, side, side) -> features (n, 8 * width, side / 4, side / 4)."""
+    """image (n, channels, side, side) -> features (n, d, side / 2^h, side / 2^h)."""
 
     def __init__(self, config: UNITConfig) -> None:
-        w = config.width
+        *widths, deep = widths_of(config)
+        layers: list[nn.Module] = [nn.Conv2d(config.channels, widths[0], 7, padding=3)]
+        for low, high in pairwise(widths):
+            layers += [nn.LeakyReLU(0.2), nn.Conv2d(low, high, 3, stride=2, padding=1)]
         super().__init__(
-            nn.Conv2d(config.channels, w, 7, padding=3),
+            *layers,
             nn.LeakyReLU(0.2),
-            nn.Conv2d(w, 2 * w, 3, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(2 * w, 4 * w, 3, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-            Residual(4 * w, 8 * w),
-            *(Residual(8 * w, 8 * w) for _ in range(config.blocks - 1)),
+            Residual(widths[-1], deep),
+            *(Residual(deep, deep) for _ in range(config.blocks - 1)),
         )
 
 
 class Generator(nn.Sequential):
-    """features (n, 8 * width, side / 4, side / 4) -> image (n, channels, side, side)."""
+    """features (n, d, side / 2^h, side / 2^h) -> image (n, channels, side, side)."""
 
     def __init__(self, config: UNITConfig) -> None:
-        w = config.width
-        super().__init__(
-            *(Residual(8 * w, 8 * w) for _ in range(config.blocks)),
-            nn.ConvTranspose2d(8 * w, 4 * w, 3, stride=2, padding=1, output_padding=1),
-            nn.LeakyReLU(0.2),
-            nn.ConvTranspose2d(4 * w, 2 * w, 3, stride=2, padding=1, output_padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(2 * w, config.channels, 1),  # transposed, stride 1 and 1x1: the same
-            nn.Tanh(),
-        )
+        widths = widths_of(config)[:0:-1]  # back to twice the encoder's first
+        layers: list[nn.Module] = [Residual(widths[0], widths[0]) for _ in range(config.blocks)]
+        for high, low in pairwise(widths):
+            up = nn.ConvTranspose2d(high, low, 3, stride=2, padding=1, output_padding=1)
+            layers += [up, nn.LeakyReLU(0.2)]
+        last = nn.Conv2d(widths[-1], config.channels, 1)  # transposed, stride 1 and 1x1: the same
+        super().__init__(*layers, last, nn.Tanh())
 
 
 class Discriminator(nn.Sequential):
@@ -136,8 +138,8 @@ class UNIT(Refiner):
         self.config = config
         self.side_px = config.side_px
         self.encoders = nn.ModuleDict({domain: Encoder(config) for domain in DOMAINS})
-        self.to_code = Residual(8 * config.width, 8 * config.width)
-        self.from_code = Residual(8 * config.width, 8 * config.width)
+        deep = widths_of(config)[-1]
+        self.to_code, self.from_code = Residual(deep, deep), Residual(deep, deep)
         self.generators = nn.ModuleDict({domain: Generator(config) for domain in DOMAINS})
         self.discriminators = nn.ModuleDict({domain: Discriminator(config) for domain in DOMAINS})
 
@@ -243,11 +245,12 @@ PRESETS: dict[str, Preset] = {
         UNITConfig(
             side_px=64,
             width=8,
+            halvings=1,  # at 2 small images keep outlines alone
             blocks=2,
             judge_halvings=3,
             judge_width=32,
             batch_size=4,
-            learning_rate=5e-4,
+            learning_rate=1e-3,
             halved_every=1_000,
             adversarial_weight=2,  # at 10 the toy of the contract tests lost its shape
         ),
@@ -256,7 +259,8 @@ PRESETS: dict[str, Preset] = {
     "smoke": Preset(
         UNITConfig(
             side_px=32,
-            width=4,
+            width=8,
+            halvings=1,  # at 2 small images keep outlines alone
             blocks=1,
             judge_halvings=2,
             judge_width=16,
