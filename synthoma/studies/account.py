@@ -1,7 +1,7 @@
 """The report of a study, from what its folder holds."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -162,8 +162,9 @@ def table_of_sets(work: "Work", sets: Sequence[str], drawn: Sequence[int]) -> Sm
     """What was drawn, found, admitted; how diverse it is; whether it copies."""
     rows = []
     for name in sets:
-        for d in (d for d in drawn if work.was_judged(name, d)):
-            v = work.verdict(name, d)
+        for d in drawn:
+            if (v := work.verdict(name, d)) is None:
+                continue
             own, real = v["diversity"], v["real_diversity"]
             spread = (
                 f"{own[kind]:.3f} ({real[kind]:.3f})" if kind in own else "–"
@@ -246,15 +247,7 @@ def warnings(
         said.append(warning)
     if "one an image" in table.patients_from:
         said.append("The data name no patients; each image counts as one, which is too hopeful.")
-    for name in sets:
-        for d in (d for d in drawn if work.was_judged(name, d)):
-            v = work.verdict(name, d)
-            real = {f"real {kind}": spread for kind, spread in v["real_diversity"].items()}
-            if few := collapsed(v["diversity"] | real):
-                said.append(
-                    f"{name}{work.on(d)}: the spread of {' and '.join(few)} is far below that of "
-                    "real slices; the generator repeats itself."
-                )
+    said += repeating(work, sets, drawn)
     obeyed = table.adherence
     if obeyed is not None and obeyed.real is not None:
         share = obeyed.ordered.value / max(obeyed.real.value, 1e-9)
@@ -265,6 +258,20 @@ def warnings(
                 "boxes may be empty, which teaches a detector to miss."
             )
     return said
+
+
+def repeating(work: "Work", sets: Sequence[str], drawn: Sequence[int]) -> Iterator[str]:
+    """Which sets show the same again and again."""
+    for name in sets:
+        for d in drawn:
+            if (v := work.verdict(name, d)) is None:
+                continue
+            real = {f"real {kind}": spread for kind, spread in v["real_diversity"].items()}
+            if few := collapsed(v["diversity"] | real):
+                yield (
+                    f"{name}{work.on(d)}: the spread of {' and '.join(few)} is far below that of "
+                    "real slices; the generator repeats itself."
+                )
 
 
 def notes(work: "Work") -> list[str]:

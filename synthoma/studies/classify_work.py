@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from synthoma.console import progress, say, training
+from synthoma.console import progress, training
 from synthoma.data.batches import Pool
 from synthoma.data.dataset import Dataset
 from synthoma.data.prepare import prepare
@@ -30,8 +30,8 @@ from synthoma.engine.evaluate import labels_of
 from synthoma.engine.settings import TrainSettings
 from synthoma.errors import DataError
 from synthoma.phantoms.folder import write_brains
-from synthoma.report.page import write_report
-from synthoma.studies.augment import BASELINE, CURATED, Part
+from synthoma.studies.augment import BASELINE, CURATED
+from synthoma.studies.cells import Stock, cell_folder, finished, refused, report_once
 from synthoma.studies.classify import ClassifyStudy, ClassSetup
 from synthoma.studies.classify_account import account
 from synthoma.studies.classify_cell import ClassCell, judge_set, read_cell, run_cell
@@ -203,19 +203,16 @@ class ClassifyWork:
         """The folder of a synthetic set."""
         return self.out / "sets" / f"{slug(name)}-draw{d}"
 
-    def asked(self, setup: ClassSetup, part: Part, d: int) -> int:
-        """Images of a part in one round of a set-up's training set."""
-        return round(len(self.images(d)) * self.repeat(setup) * part.ratio)
-
-    def repeat(self, setup: ClassSetup) -> int:
+    def repeat(self, setup: ClassSetup, d: int) -> int:
         """How often each real image is dealt in a round, beside synthetic ones."""
-        return self.study.variety * setup.copies if setup.parts else 1
+        most = self.study.variety
+        return setup.copies * min([s.variety(most) for s in self.stocks(setup, d)], default=1)
 
     def needed(self, name: str, d: int) -> int:
         """Images of a set that set-ups need, or that other sets are made of."""
         study = self.study
         own = [
-            self.asked(setup, part, d)
+            round(part.ratio * (len(self.images(d)) * setup.copies * study.variety))
             for setup in study.setups
             for part in setup.parts
             if part.name == name
@@ -260,21 +257,23 @@ class ClassifyWork:
 
     # Classifiers
 
+    def stocks(self, setup: ClassSetup, d: int) -> Iterator[Stock]:
+        """The images of each part that was judged on a draw."""
+        for part in setup.parts:
+            if (v := self.verdict(part.name, d)) is not None:
+                yield Stock(
+                    name=f"{part.name}{self.on(d)}",
+                    admitted=v["admitted"],
+                    reason=v["reason"],
+                    images=v["drawn"],
+                    curated=CURATED in part.name,
+                    real=len(self.images(d)) * setup.copies,
+                    ratio=part.ratio,
+                )
+
     def refused(self, setup: ClassSetup, d: int) -> str | None:
         """Why a set-up is not run from a draw on: its images were refused there, or before."""
-        for k in range(d + 1):
-            for part in setup.parts:
-                found = self.verdict(part.name, k)
-                if found is None:
-                    continue
-                if not found["admitted"]:
-                    return f"{part.name}{self.on(k)}: {found['reason']}"
-                n = self.asked(setup, part, k)
-                if found["drawn"] < n:
-                    kept = "were kept" if CURATED in part.name else "were no copies"
-                    there = f"{found['drawn']} images {kept}"
-                    return f"{part.name}{self.on(k)}: {there}, {n} are needed"
-        return None
+        return refused(stock for k in range(d + 1) for stock in self.stocks(setup, k))
 
     def wants(self, name: str, d: int) -> bool:
         """Whether a set-up with images of a set, or made of it, was not refused on an earlier
@@ -288,7 +287,7 @@ class ClassifyWork:
 
     def cell_folder(self, setup: str, d: int, seed: int) -> Path:
         """The folder of one classifier."""
-        return self.out / "cells" / f"{slug(setup)}-draw{d}-seed{seed}"
+        return cell_folder(self.out, setup, d, seed)
 
     def cell_task(self, setup: ClassSetup, d: int, seed: int) -> Task:
         """One classifier, trained and tested."""
@@ -323,7 +322,7 @@ class ClassifyWork:
             synthetic=tuple(
                 Mixed(folder=self.set_of(part.name, d), ratio=part.ratio) for part in setup.parts
             ),
-            repeat=self.repeat(setup),
+            repeat=self.repeat(setup, d),
             synthetic_first=setup.synthetic_first,
         )
         with training(f"{setup.name}{self.on(d)}, seed {seed}") as show:
@@ -343,33 +342,13 @@ class ClassifyWork:
         """The finished classifiers of each set-up, on the draws and seeds that every set-up has;
         and why a set-up has none."""
         study = self.study
-        places = [(d, seed) for d in range(study.draws) for seed in range(study.seeds)]
-        refused = {
-            setup.name: why
-            for setup in study.setups
-            if (why := self.refused(setup, study.draws - 1)) is not None
-        }
-        found: dict[str, dict[tuple[int, int], ClassCell]] = {}
-        for setup in study.setups:
-            own = {
-                (d, seed): cell
-                for d, seed in places
-                if (cell := read_cell(self.cell_folder(setup.name, d, seed), self.data)) is not None
-            }
-            if setup.name in refused and own:
-                done = ", ".join(map(str, sorted({d for d, _ in own})))
-                refused[setup.name] += f" (trained on draw {done}, left out)"
-            elif setup.name not in refused and own:
-                found[setup.name] = own
-        common = [place for place in places if all(place in own for own in found.values())]
-        return {name: [own[place] for place in common] for name, own in found.items()}, refused
+        return finished(
+            study.setups,
+            [(d, seed) for d in range(study.draws) for seed in range(study.seeds)],
+            lambda name, d, seed: read_cell(self.cell_folder(name, d, seed), self.data),
+            {s.name: why for s in study.setups if (why := self.refused(s, study.draws - 1))},
+        )
 
     def report(self) -> bool:
         """The table of the draws and seeds that every set-up has; made once of the same cells."""
-        made = self.out / "table.json"
-        newest = max(path.stat().st_mtime for path in self.out.glob("cells/*/cell.json"))
-        if made.is_file() and made.stat().st_mtime > newest:
-            return True
-        write_report(self.out, account(self))
-        say(f"report: {self.out / 'report.html'} (also report.md and table.json)")
-        return True
+        return report_once(self.out, lambda: account(self))

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from synthoma.console import progress, say, training
+from synthoma.console import progress, training
 from synthoma.data.batches import Pool
 from synthoma.data.dataset import Dataset
 from synthoma.data.prepare import prepare
@@ -28,9 +28,9 @@ from synthoma.data.store import read_json, write_json
 from synthoma.data.subset import subset
 from synthoma.errors import DataError
 from synthoma.phantoms.folder import write_brains
-from synthoma.report.page import write_report
 from synthoma.studies.account import account
-from synthoma.studies.augment import BASELINE, PASTE, Part, Setup, Study
+from synthoma.studies.augment import BASELINE, PASTE, Setup, Study
+from synthoma.studies.cells import Stock, cell_folder, finished, refused, report_once
 from synthoma.studies.detection import (
     Cell,
     check_boxes,
@@ -39,7 +39,7 @@ from synthoma.studies.detection import (
     run_cell,
     write_findings,
 )
-from synthoma.studies.stages import Stages, Task, slug
+from synthoma.studies.stages import Stages, Task
 from synthoma.studies.trained import paints, train_up
 from synthoma.studies.verdict import judge_set
 from synthoma.synthesis.curate import curate, write_decisions
@@ -261,14 +261,10 @@ class Work:
         """Where the verdict on a set is kept."""
         return self.out / "judged" / f"{name}-draw{d}"
 
-    def verdict(self, name: str, d: int) -> dict[str, Any]:
-        """What `judge` found."""
-        found: dict[str, Any] = read_json(self.judged(name, d) / "verdict.json")
-        return found
-
-    def was_judged(self, name: str, d: int) -> bool:
-        """Whether there is a verdict on a set."""
-        return (self.judged(name, d) / "verdict.json").is_file()
+    def verdict(self, name: str, d: int) -> dict[str, Any] | None:
+        """What `judge` found; None where it has not been asked."""
+        path = self.judged(name, d) / "verdict.json"
+        return read_json(path) if path.is_file() else None
 
     def wants(self, name: str, d: int) -> bool:
         """Whether a set-up with the images of a generator was not refused on an earlier draw."""
@@ -281,7 +277,7 @@ class Work:
         """Let the draw's own detector, trained on its real slices, look for the ordered lesions,
         and keep the images in which it finds them."""
         folder = self.judged(name, d)
-        if self.was_judged(name, d):
+        if self.verdict(name, d) is not None:
             return True
         folder.mkdir(parents=True, exist_ok=True)
         drawn, curated = Dataset.open(self.set_of(name, d)), self.set_of(name, d, curated=True)
@@ -302,39 +298,33 @@ class Work:
 
     # Detectors
 
+    def stocks(self, setup: Setup, d: int) -> Iterator[Stock]:
+        """The images of each part that was judged on a draw."""
+        for part in setup.parts:
+            if (v := self.verdict(part.set, d)) is not None:
+                yield Stock(
+                    name=f"{part.set}{self.on(d)}",
+                    admitted=v["admitted"],
+                    reason=v["reason"],
+                    images=v["passed" if part.curated else "drawn"],
+                    curated=part.curated,
+                    real=len(self.slices(d)),
+                    ratio=part.ratio,
+                )
+
     def refused(self, setup: Setup, d: int) -> str | None:
         """Why a set-up is not run from a draw on: its images were refused there, or before."""
-        for k in range(d + 1):
-            for part in setup.parts:
-                if not self.was_judged(part.set, k):
-                    continue
-                found = self.verdict(part.set, k)
-                if not found["admitted"]:
-                    return f"{part.set}{self.on(k)}: {found['reason']}"
-                n, there = self.asked(part, k), self.there(part, k)
-                if there < n:
-                    kept = "passed" if part.curated else "were no copies"
-                    return f"{part.set}{self.on(k)}: {there} images {kept}, {n} are needed"
-        return None
-
-    def asked(self, part: Part, d: int) -> int:
-        """Images that a part's ratio asks for, each dealt as often as a real one."""
-        return round(len(self.slices(d)) * part.ratio)
-
-    def there(self, part: Part, d: int) -> int:
-        """Images of a part that may be trained on."""
-        n: int = self.verdict(part.set, d)["passed" if part.curated else "drawn"]
-        return n
+        return refused(stock for k in range(d + 1) for stock in self.stocks(setup, k))
 
     def variety(self, setup: Setup, d: int) -> int:
         """How many times more different synthetic images are dealt: as the study wants, or as many
         as there are."""
-        enough = (self.there(part, d) // self.asked(part, d) for part in setup.parts)
-        return min(self.study.variety, *enough) if setup.parts else 1
+        most = self.study.variety
+        return min([stock.variety(most) for stock in self.stocks(setup, d)], default=1)
 
     def cell_folder(self, setup: str, d: int, seed: int) -> Path:
         """The folder of one detector."""
-        return self.out / "cells" / f"{slug(setup)}-draw{d}-seed{seed}"
+        return cell_folder(self.out, setup, d, seed)
 
     def cell_task(self, setup: Setup, d: int, seed: int) -> Task:
         """One detector, trained and tested."""
@@ -381,22 +371,13 @@ class Work:
     def cells(self) -> tuple[dict[str, list[Cell]], dict[str, str]]:
         """The finished detectors of each set-up, on the draws and seeds that every set-up has; and
         why a set-up has none."""
-        found: dict[str, dict[tuple[int, int], Cell]] = {}
-        refused: dict[str, str] = {}
-        places = [(d, seed) for d in range(self.study.draws) for seed in range(self.study.seeds)]
-        for d, seed in places:
-            for setup in self.study.setups:
-                cell = read_cell(self.cell_folder(setup.name, d, seed), self.data)
-                if cell is not None:
-                    found.setdefault(setup.name, {})[d, seed] = cell
-        for setup in self.study.setups:
-            if why := self.refused(setup, self.study.draws - 1):
-                done = sorted({d for d, _ in found.get(setup.name, {})})
-                before = f" (trained on draw {', '.join(map(str, done))}, left out)" * bool(done)
-                refused[setup.name] = why + before
-        run = {name: own for name, own in found.items() if name not in refused}
-        common = [place for place in places if all(place in own for own in run.values())]
-        return {name: [own[place] for place in common] for name, own in run.items()}, refused
+        study = self.study
+        return finished(
+            study.setups,
+            [(d, seed) for d in range(study.draws) for seed in range(study.seeds)],
+            lambda name, d, seed: read_cell(self.cell_folder(name, d, seed), self.data),
+            {s.name: why for s in study.setups if (why := self.refused(s, study.draws - 1))},
+        )
 
     def findings(self, name: str, d: int) -> Any:
         """What the draw's own detector found in a set."""
@@ -405,10 +386,4 @@ class Work:
 
     def report(self) -> bool:
         """The table of the draws and seeds that every set-up has; made once of the same cells."""
-        made = self.out / "table.json"
-        newest = max(path.stat().st_mtime for path in self.out.glob("cells/*/cell.json"))
-        if made.is_file() and made.stat().st_mtime > newest:
-            return True
-        write_report(self.out, account(self))
-        say(f"report: {self.out / 'report.html'} (also report.md and table.json)")
-        return True
+        return report_once(self.out, lambda: account(self))
