@@ -11,8 +11,10 @@ def stock(images, *, real=110, ratio=1.0, admitted=True, curated=False):
 
 @pytest.mark.parametrize(
     ("images", "ratio", "variety"),
-    [(109, 1.0, 0), (110, 1.0, 1), (219, 1.0, 1), (220, 1.0, 2), (10_000, 1.0, 8)]
-    + [(54, 0.5, 0), (55, 0.5, 1), (110, 0.5, 2)],
+    [
+        *[(109, 1.0, 0), (110, 1.0, 1), (219, 1.0, 1), (220, 1.0, 2), (10_000, 1.0, 8)],
+        *[(54, 0.5, 0), (55, 0.5, 1), (110, 0.5, 2)],
+    ],
 )
 def test_each_image_is_dealt_once_a_round_and_rounds_grow_with_the_images_there_are(
     images, ratio, variety
