@@ -45,6 +45,9 @@ SILENCE = 1e-5
 #: No change at all: the identity of `augment`.
 STILL = Classic(flip_x=False, flip_y=False, rotate_degrees=0, shift=0, shear=0, zoom=0)
 
+#: Half of the images flipped left to right, and nothing else.
+MIRROR: Classic = STILL.model_copy(update={"flip_x": True})
+
 
 def matrix(
     classic: Classic, chance: np.random.Generator, *, side_in: int, side_out: int

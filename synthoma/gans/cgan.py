@@ -29,13 +29,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from synthoma.data.batches import Pool
-from synthoma.data.classic import STILL
+from synthoma.data.classic import MIRROR
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.errors import DataError, SettingsError
 from synthoma.gans import dcgan
 from synthoma.gans.gan import Maxout, Optimizer, begin, players_of
-from synthoma.nn.losses import NON_SATURATING
+from synthoma.nn.diffaugment import diffaugment
+from synthoma.nn.losses import NON_SATURATING, alternating
 
 
 class CGANConfig(BaseModel):
@@ -68,6 +69,9 @@ class CGANConfig(BaseModel):
     decay: float = Field(1.00004, ge=1, description="The rate is divided by this at each step.")
     momentum: float = Field(0.5, ge=0, lt=1, description="Of sgd; adam's first beta.")
     mirror: bool = Field(False, description="Flip half of the real images left to right.")
+    diffaugment: bool = Field(
+        False, description="Change real and drawn images at random before they are judged."
+    )
 
 
 class ConnectedGenerator(nn.Module):
@@ -187,7 +191,7 @@ class CGAN(GAN):
 
     def request(self, step: int) -> Request:
         """Real images and their labels."""
-        augment = STILL.model_copy(update={"flip_x": True}) if self.config.mirror else None
+        augment = MIRROR if self.config.mirror else None
         return Request(self.config.batch_size, self.side_px, ("image", "label"), augment=augment)
 
     def players(self, step: int) -> tuple[Player, ...]:
@@ -212,13 +216,13 @@ class CGAN(GAN):
             image: Tensor = self.generator(noise.to(real), label)
             return image
 
-        if player == "generator":
-            fake = turn.shared.pop("fake") if "fake" in turn.shared else draw()
-            return {"adversarial": NON_SATURATING.generator(self.discriminator(fake, label))}
-        turn.shared["fake"] = draw()
-        fake = turn.shared["fake"].detach()
-        of_real, of_fake = self.discriminator(real, label), self.discriminator(fake, label)
-        return {"adversarial": NON_SATURATING.critic(of_real, of_fake) / 2}
+        def judge(image: Tensor) -> Tensor:
+            seen = diffaugment(image, turn.generator) if self.config.diffaugment else image
+            logits: Tensor = self.discriminator(seen, label)
+            return logits
+
+        loss = alternating(NON_SATURATING, player, turn.shared, draw, judge, real)
+        return {"adversarial": loss if player == "generator" else loss / 2}
 
     def one_hot(self, label: Int64[Tensor, " n"]) -> Int64[Tensor, "n k"]:
         """1 in the column of each image's class."""
@@ -283,6 +287,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-3,
             decay=1,
             mirror=True,
+            diffaugment=True,
         ),
         TrainSettings(steps=2_500, precision="bf16", sample_every=500),
     ),
@@ -297,6 +302,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-3,
             decay=1,
             mirror=True,
+            diffaugment=True,
         ),
         TrainSettings(steps=1_000, precision="bf16", sample_every=250),
     ),

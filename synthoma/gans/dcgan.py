@@ -28,11 +28,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from synthoma.data.batches import Pool
-from synthoma.data.classic import STILL
+from synthoma.data.classic import MIRROR
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.errors import SettingsError
-from synthoma.nn.losses import NON_SATURATING
+from synthoma.nn.diffaugment import diffaugment
+from synthoma.nn.losses import NON_SATURATING, alternating
 
 Side = Literal[16, 32, 64, 128, 256]
 SIDES: tuple[int, ...] = get_args(Side)
@@ -56,6 +57,9 @@ class DCGANConfig(BaseModel):
     learning_rate: float = Field(2e-4, gt=0)
     beta: float = Field(0.5, ge=0, lt=1, description="Adam's first; the second is 0.999.")
     mirror: bool = Field(False, description="Flip half of the real images left to right.")
+    diffaugment: bool = Field(
+        False, description="Change real and drawn images at random before they are judged."
+    )
 
 
 def widths(widest: int, side_px: int) -> list[int]:
@@ -177,7 +181,7 @@ class DCGAN(GAN):
 
     def request(self, step: int) -> Request:
         """Real images."""
-        augment = STILL.model_copy(update={"flip_x": True}) if self.config.mirror else None
+        augment = MIRROR if self.config.mirror else None
         return Request(self.config.batch_size, self.side_px, augment=augment)
 
     def players(self, step: int) -> tuple[Player, ...]:
@@ -203,15 +207,16 @@ class DCGAN(GAN):
             image: Tensor = self.generator(uniform(noise.to(real)))
             return image
 
-        if player == "generator":
-            fake = turn.shared.pop("fake") if "fake" in turn.shared else draw()
-            return {"adversarial": NON_SATURATING.generator(self.discriminator(fake))}
-        turn.shared["fake"] = draw()
-        fake = turn.shared["fake"].detach()
-        if not self.config.bounded:
-            turn.shared["log/share_outside"] = (fake.abs() > 1).float().mean()
-        of_real, of_fake = self.discriminator(real), self.discriminator(fake)
-        return {"adversarial": NON_SATURATING.critic(of_real, of_fake)}
+        def judge(image: Tensor) -> Tensor:
+            seen = diffaugment(image, turn.generator) if self.config.diffaugment else image
+            logits: Tensor = self.discriminator(seen)
+            return logits
+
+        loss = alternating(NON_SATURATING, player, turn.shared, draw, judge, real)
+        if player != "generator" and not self.config.bounded:
+            outside = turn.shared["fake"].detach().abs() > 1
+            turn.shared["log/share_outside"] = outside.float().mean()
+        return {"adversarial": loss}
 
     @torch.no_grad()
     def sample(
@@ -251,6 +256,7 @@ PRESETS: dict[str, Preset] = {
             batch_size=32,
             learning_rate=1e-3,
             mirror=True,
+            diffaugment=True,
         ),
         TrainSettings(steps=2_000, precision="bf16", sample_every=500),
     ),
@@ -264,6 +270,7 @@ PRESETS: dict[str, Preset] = {
             batch_size=16,
             learning_rate=1e-3,
             mirror=True,
+            diffaugment=True,
         ),
         TrainSettings(steps=1_000, precision="bf16", sample_every=250),
     ),

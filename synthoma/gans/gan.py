@@ -28,11 +28,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from synthoma.data.batches import Pool
-from synthoma.data.classic import STILL
+from synthoma.data.classic import MIRROR
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.errors import SettingsError
-from synthoma.nn.losses import NON_SATURATING
+from synthoma.nn.losses import NON_SATURATING, alternating
 
 Optimizer = Literal["sgd", "adam"]
 
@@ -248,7 +248,7 @@ class OriginalGAN(GAN):
 
     def request(self, step: int) -> Request:
         """Real images."""
-        augment = STILL.model_copy(update={"flip_x": True}) if self.config.mirror else None
+        augment = MIRROR if self.config.mirror else None
         return Request(self.config.batch_size, self.side_px, augment=augment)
 
     def players(self, step: int) -> tuple[Player, ...]:
@@ -271,14 +271,13 @@ class OriginalGAN(GAN):
             noise = torch.randn(len(real), self.config.noise_dim, generator=turn.generator)
             return self.draw(noise.to(real))
 
+        loss = alternating(NON_SATURATING, player, turn.shared, draw, self.judge, real)
         if player == "generator":
-            fake = turn.shared.pop("fake") if "fake" in turn.shared else draw()
-            return {"adversarial": NON_SATURATING.generator(self.judge(fake))}
-        turn.shared["fake"] = draw()
-        fake = turn.shared["fake"].detach()
+            return {"adversarial": loss}
         if self.config.nets == "convolutional":
-            turn.shared["log/share_outside"] = (fake.abs() > 1).float().mean()
-        return {"adversarial": NON_SATURATING.critic(self.judge(real), self.judge(fake)) / 2}
+            outside = turn.shared["fake"].detach().abs() > 1
+            turn.shared["log/share_outside"] = outside.float().mean()
+        return {"adversarial": loss / 2}
 
     def draw(self, noise: Float[Tensor, "n d"]) -> Float[Tensor, "n c y x"]:
         """Images; those of "connected" are in [-1, 1]."""

@@ -26,10 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from torch import Tensor, nn
 
 from synthoma.data.batches import Pool
+from synthoma.data.classic import MIRROR
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import Batch, Losses, Player, Refiner, Request, Turn
 from synthoma.errors import SettingsError
-from synthoma.nn.domains import DOMAINS, MIRROR, OTHER, channels_of
+from synthoma.nn.domains import DOMAINS, OTHER, channels_of
 from synthoma.nn.losses import LEAST_SQUARES
 
 
@@ -58,6 +59,9 @@ class MUNITConfig(BaseModel):
     style_weight: float = Field(1, ge=0, description="Of styles that come back (lambda s).")
     cycle_weight: float = Field(
         0, ge=0, description="Of images that come back from the other domain; 0: not asked."
+    )
+    twins: bool = Field(
+        False, description="Both domains' networks begin with the same weights, judges apart."
     )
     mirror: bool = Field(True, description="Flip half of the images left to right.")
 
@@ -218,6 +222,9 @@ class MUNIT(Refiner):
         self.decoders = nn.ModuleDict({domain: Decoder(config) for domain in DOMAINS})
         self.discriminators = nn.ModuleDict({domain: Discriminator(config) for domain in DOMAINS})
         self.apply(begin)
+        if config.twins:
+            for nets in (self.content, self.style, self.decoders):
+                nets["source"].load_state_dict(nets["real"].state_dict())
 
     def request(self, step: int) -> Request:
         """As many images of each domain."""
@@ -353,6 +360,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-3,
             halved_every=1_000,
             cycle_weight=10,
+            twins=True,
         ),
         TrainSettings(steps=2_500, precision="bf16", sample_every=500),
     ),
@@ -370,6 +378,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-3,
             halved_every=400,
             cycle_weight=10,
+            twins=True,
         ),
         TrainSettings(steps=600, precision="bf16", sample_every=200),
     ),

@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from synthoma.data.batches import Pool
-from synthoma.data.classic import STILL
+from synthoma.data.classic import MIRROR
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.nn.conditions import check_given, draw_boxes
@@ -145,7 +145,7 @@ class Pix2pix(GAN):
 
     def request(self, step: int) -> Request:
         """Real images and their boxes."""
-        augment = STILL.model_copy(update={"flip_x": True}) if self.config.mirror else None
+        augment = MIRROR if self.config.mirror else None
         return Request(
             self.config.batch_size, self.config.side_px, ("image", "boxes"), augment=augment
         )

@@ -29,9 +29,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from torch import Tensor, nn
 
 from synthoma.data.batches import Pool
+from synthoma.data.classic import MIRROR
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import Batch, Losses, Player, Refiner, Request, Turn
-from synthoma.nn.domains import DOMAINS, MIRROR, OTHER, channels_of
+from synthoma.nn.domains import DOMAINS, OTHER, channels_of
 from synthoma.nn.losses import NON_SATURATING
 
 

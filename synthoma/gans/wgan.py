@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from synthoma.data.batches import Pool
-from synthoma.data.classic import STILL
+from synthoma.data.classic import MIRROR
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.errors import SettingsError
@@ -69,7 +69,7 @@ class WGAN(GAN):
 
     def request(self, step: int) -> Request:
         """Real images, others for each move."""
-        augment = STILL.model_copy(update={"flip_x": True}) if self.config.mirror else None
+        augment = MIRROR if self.config.mirror else None
         return Request(self.config.batch_size, self.side_px, augment=augment)
 
     def players(self, step: int) -> tuple[Player, ...]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from synthoma.data.batches import Pool
-from synthoma.data.classic import STILL, Classic
 from synthoma.errors import DataError
 
 #: "real" is what images shall look like, "source" is where images come from.
@@ -11,9 +10,6 @@ DOMAINS = ("real", "source")
 
 #: The other domain of each.
 OTHER = {"real": "source", "source": "real"}
-
-#: Half of the images flipped left to right, and nothing else.
-MIRROR: Classic = STILL.model_copy(update={"flip_x": True})
 
 
 def channels_of(pools: Mapping[str, Pool]) -> int:

@@ -48,6 +48,25 @@ WASSERSTEIN = Game(
 )
 
 
+def alternating(
+    game: Game,
+    player: str,
+    shared: dict[str, Tensor],
+    draw: Callable[[], Tensor],
+    judge: Callable[[Tensor], Tensor],
+    real: Tensor,
+) -> Float[Tensor, ""]:
+    """What "generator", or else its critic, minimises where both see the same fake images.
+
+    The critic, who moves first, draws them and leaves them, with their graph, as `shared["fake"]`;
+    the generator takes them from there.
+    """
+    if player == "generator":
+        return game.generator(judge(shared.pop("fake") if "fake" in shared else draw()))
+    shared["fake"] = draw()
+    return game.critic(judge(real), judge(shared["fake"].detach()))
+
+
 def mean_over_maps(loss: Callable[..., Tensor], *maps: list[Tensor]) -> Float[Tensor, ""]:
     """The mean over maps of logits of a loss that takes one, or one of each list."""
     return torch.stack([loss(*own) for own in zip(*maps, strict=True)]).mean()

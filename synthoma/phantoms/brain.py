@@ -195,7 +195,7 @@ def _case(config: BrainConfig, patient: Patient, number: int, level: float, seed
         case_id=f"{patient_id}/slice-{number:02d}",
         patient_id=patient_id,
         image=Image(
-            _scan(signal, inside, patient, rng)[None],
+            scan(signal, inside, patient, rng)[None],
             spacing_mm=(patient.field_mm / config.side_px,) * 2,
         ),
         label="tumour" if seen else "normal",
@@ -453,7 +453,7 @@ def _named_vessels(x: Plane, y: Plane, level: float) -> Plane:
     return _soft(nearest * np.float32(-len(x) / 2))
 
 
-def _scan(
+def scan(
     signal: Plane, inside: Mask, patient: Patient, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "y x"]:
     """What the patient's scanner makes of tissue signal."""

@@ -43,6 +43,7 @@ METRICS: dict[str, Display] = {
     "adherence": Display("adherence", "higher"),
     "ap": Display("average precision", "higher"),
     "auc": Display("area under the ROC curve", "higher"),
+    "c2st": Display("share told from real images", "lower"),
     "cpm": Display("CPM score", "higher"),
     "f1": Display("F1 score", "higher"),
     "fid": Display("Fréchet distance", "lower"),

@@ -5,4 +5,6 @@ PAPERS: dict[str, str] = {
     "cpggan_metastases": "brain metastases found with CPGGAN's images (Han et al. 2019, table 1)",
     "two_step_classification": "tumour slices told from others with PGGAN's refined images "
     "(Han et al. 2019, table 1; thesis, table 2)",
+    "isbi2018_brats": "brain MR of four sequences drawn by DCGAN and WGAN, and told from real "
+    "(Han et al. 2018)",
 }

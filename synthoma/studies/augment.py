@@ -39,6 +39,7 @@ from synthoma.studies.trained import Trained, check_that_it_finishes, checked, p
 
 if TYPE_CHECKING:
     from synthoma.studies.classify import ClassifyStudy
+    from synthoma.studies.isbi2018_brats import BratsStudy
 
 BASELINE = "real + classic"
 #: The synthetic set that no generator draws.
@@ -305,12 +306,8 @@ def settings_for(
     return replaced(study, own, "study")
 
 
-def begin(out: Path, study: "Study | ClassifyStudy") -> None:
-    """Write down what a study is to do, in a new folder.
-
-    Raises:
-        SettingsError: `out` exists already.
-    """
+def begin(out: Path, study: "Study | ClassifyStudy | BratsStudy") -> None:
+    """Write down what a study is to do, in a new folder; a SettingsError where it exists."""
     verb = "augment" if study.name == "augment" else "study"
     if out.exists():
         raise SettingsError(
@@ -328,6 +325,10 @@ TASKS = {
     "classify": (
         "synthoma.studies.classify.ClassifyStudy",
         "synthoma.studies.classify_work.ClassifyWork",
+    ),
+    "draw": (
+        "synthoma.studies.isbi2018_brats.BratsStudy",
+        "synthoma.studies.isbi2018_work.BratsWork",
     ),
 }
 
