@@ -15,7 +15,7 @@ import typer
 
 from synthoma import __version__
 from synthoma.cli_data import data_app
-from synthoma.cli_sets import curate, paste, privacy, refine
+from synthoma.cli_sets import curate, label, paste, privacy, refine
 from synthoma.cli_studies import augment, demo, study
 from synthoma.console import progress, say, training
 from synthoma.errors import SettingsError, SynthomaError
@@ -298,7 +298,7 @@ def doctor() -> None:
         say(line)
 
 
-for verb in (paste, refine, curate, privacy, augment, demo, study):
+for verb in (paste, refine, label, curate, privacy, augment, demo, study):
     app.command()(verb)
 
 

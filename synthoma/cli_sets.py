@@ -137,6 +137,41 @@ def refine(
     )
 
 
+def label(
+    dataset: Annotated[Path, typer.Argument(help="A prepared dataset folder, such as of slices.")],
+    by: Annotated[Path, typer.Option(help="Run folder of a trained classifier.")],
+    out: Out,
+    sure: Annotated[
+        float, typer.Option(help="Least probability of a label; other cases are left out.")
+    ] = 0.9,
+    keep: Annotated[
+        str, typer.Option(metavar="LABEL", help="Keep cases of this label alone, guessed or known.")
+    ] = "",
+    device: Device = "auto",
+) -> None:
+    """Let a classifier label the cases without a label, or leave out where it is not sure.
+
+    Example: synthoma label slices --by runs/classifier --keep tumour --out with-tumour
+    """
+    from synthoma.data.dataset import Dataset
+    from synthoma.synthesis.label import label as give_labels
+
+    with progress("label") as tell:
+        made = give_labels(
+            Dataset.open(dataset),
+            by,
+            out,
+            sure=sure,
+            keep=keep,
+            device=device,
+            progress=lambda done, of: tell(done, of, ""),
+        )
+    told = made.about["labelled"]
+    counts = ", ".join(f"{n} {name}" for name, n in told["given"].items()) or "none"
+    say(f"{told['asked']} cases had no label; the classifier was sure of {counts}")
+    say(f"{len(made)} cases in {out}")
+
+
 def curate(
     dataset: Annotated[Path, typer.Argument(help="A synthetic dataset folder.")],
     out: Out,

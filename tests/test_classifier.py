@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from synthoma.studies.classification import (
     shortcut_baselines,
 )
 from synthoma.synthesis.fit import TrainingData, fit, in_steps, load_trained, resume
+from synthoma.synthesis.label import label as give_labels
 from synthoma.tasks import backbones
 from synthoma.tasks.backbones import LITE0, SMALL_RESNET
 from synthoma.tasks.classifier import PRESETS, SYSTEM, ClassifierConfig, fitted, mixed
@@ -406,3 +408,67 @@ def test_a_shortcut_tells_classes_by_brightness_or_by_detail_alone(tmp_path):
     assert found["busy"]["file size"] == 1
     sizes = file_sizes(Dataset.open(tmp_path / "busy"))[:, 0]
     assert sizes[1::2].min() > sizes[::2].max()
+
+
+# ---- what it labels
+
+
+@pytest.fixture(scope="module")
+def half_labelled(two):
+    """The slices of `two`, every second without its label."""
+    out = two.folder.parent / "half"
+    with DatasetWriter(
+        out, patients_from="made", value_range=(0, 255), splits=dict(two.splits)
+    ) as writer:
+        for i, case in enumerate(two):
+            writer.add(case if (i // 2) % 2 else replace(case, label=None))
+    return Dataset.open(out)
+
+
+def test_cases_without_a_label_get_one_where_the_classifier_is_sure_and_the_others_go(
+    half_labelled, two, trained, tmp_path
+):
+    made = give_labels(half_labelled, trained, tmp_path / "made", sure=0.8)
+    truth = {case.case_id: case.label for case in two}
+    known = {case.case_id: case.label for case in half_labelled}
+    guessed = [case for case in made if known[case.case_id] is None]
+    assert all(case.label == known[case.case_id] for case in made if known[case.case_id])
+    assert {case.case_id for case in made} >= {name for name, label in known.items() if label}
+    assert len(guessed) > 10
+    assert np.mean([case.label == truth[case.case_id] for case in guessed]) > 0.8
+    run_id = Run.open(trained).facts["id"]
+    for case in guessed:
+        assert case.traits["labelled_by"] == run_id
+        assert 0.8 <= case.traits["label_probability"] <= 1
+    told = made.about["labelled"]
+    assert (told["asked"], sum(told["given"].values())) == (30, len(guessed))
+    assert made.about["dropped"]["no class is at least 80% likely"]["n"] == 30 - len(guessed)
+    assert set(made.splits["train"]) <= set(two.splits["train"])
+
+
+def test_slices_of_one_label_alone_are_kept_where_asked(half_labelled, trained, tmp_path):
+    made = give_labels(half_labelled, trained, tmp_path / "made", sure=0.5, keep="disc")
+    assert list(made.labels) == ["disc"]
+    assert made.about["dropped"]["not disc"]["n"] > 10
+
+
+def test_labels_are_not_given_where_there_is_nothing_to_ask_or_nobody_to_tell(
+    half_labelled, two, trained, tmp_path
+):
+    with pytest.raises(DataError, match="every case has a label already"):
+        give_labels(two, trained, tmp_path / "made")
+    with pytest.raises(SettingsError, match="allowed: disc, none"):
+        give_labels(half_labelled, trained, tmp_path / "made", keep="ring")
+    with pytest.raises(SettingsError, match="sure=0; allowed"):
+        give_labels(half_labelled, trained, tmp_path / "made", sure=0)
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_verb_says_what_was_labelled(half_labelled, trained, tmp_path, capsys, monkeypatch):
+    given = [half_labelled.folder, "--by", trained, "--out", tmp_path / "made"]
+    monkeypatch.setattr(sys, "argv", ["synthoma", "label", *map(str, given)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    said = capsys.readouterr()
+    assert "30 cases had no label; the classifier was sure of" in said.out + said.err

@@ -117,16 +117,43 @@ def classify_all(
     batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> Answers:
-    """Ask a classifier about every case of a prepared 2D dataset, a batch at a time.
+    """What a classifier says of every case of a prepared 2D dataset, beside what it is.
+
+    Args: as for `probabilities_of`.
 
     Raises:
         DataError: There is no case, the set is not prepared, or a case has no label or one that
             the classifier does not know.
+    """
+    truths = labels_of(dataset, classifier.classes)
+    return Answers(
+        probabilities_of(
+            classifier, dataset, precision=precision, batch_size=batch_size, progress=progress
+        ),
+        truths,
+        np.array(dataset.patient_ids),
+        classifier.classes,
+        classifier.positive,
+    )
+
+
+def probabilities_of(
+    classifier: Classifier,
+    dataset: Dataset,
+    *,
+    precision: str = "float32",
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] = lambda done, n: None,
+) -> Float64[np.ndarray, "n k"]:
+    """Ask a classifier about every case of a prepared 2D dataset, a batch at a time.
 
     Args:
         progress: Told (cases done, cases).
+
+    Raises:
+        DataError: There is no case, or the set is not prepared.
     """
-    truths = labels_of(dataset, classifier.classes)
+    check_ready(dataset)
     device = next(classifier.parameters()).device
     probabilities = []
     was_training = classifier.training
@@ -145,13 +172,14 @@ def classify_all(
         probabilities.append(answer.double().cpu().numpy())
         progress(places[-1] + 1, len(dataset))
     classifier.train(was_training)
-    return Answers(
-        np.concatenate(probabilities),
-        truths,
-        np.array(dataset.patient_ids),
-        classifier.classes,
-        classifier.positive,
-    )
+    return np.concatenate(probabilities)
+
+
+def check_ready(dataset: Dataset) -> None:
+    """Refuse an empty dataset, and one that is not prepared."""
+    if not len(dataset) or dataset.about["value_range"] is None:
+        why = "no case is selected" if not len(dataset) else "run `synthoma data prepare` first"
+        raise DataError(f"{dataset.folder}: {why}")
 
 
 def labels_of(dataset: Dataset, classes: tuple[str, ...]) -> Int64[np.ndarray, " n"]:
@@ -160,9 +188,7 @@ def labels_of(dataset: Dataset, classes: tuple[str, ...]) -> Int64[np.ndarray, "
     Raises:
         DataError: There is no case, the set is not prepared, or a case has none of the classes.
     """
-    if not len(dataset) or dataset.about["value_range"] is None:
-        why = "no case is selected" if not len(dataset) else "run `synthoma data prepare` first"
-        raise DataError(f"{dataset.folder}: {why}")
+    check_ready(dataset)
     place = {name: i for i, name in enumerate(classes)}
     names = [dataset.label(i) for i in range(len(dataset))]
     for i, name in enumerate(names):
