@@ -24,7 +24,7 @@ from scipy.special import ndtr, ndtri
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synthoma.metrics.detection import Matches, operating_point
+from synthoma.metrics.detection import operating_point
 from synthoma.metrics.intervals import (
     PatientMetric,
     average_precision_of,
@@ -32,6 +32,7 @@ from synthoma.metrics.intervals import (
     ratio,
     resampled,
 )
+from synthoma.metrics.matching import Matches
 
 PATIENTS = (2, 3, 5, 8, 10, 15, 20, 25, 30, 40)
 LEVEL = 0.95

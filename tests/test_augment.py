@@ -8,7 +8,7 @@ import pytest
 from synthoma.data.dataset import Dataset, resplit
 from synthoma.engine.evaluate import Findings, top_hits
 from synthoma.errors import DataError, LeakError, SettingsError
-from synthoma.metrics.detection import Detections, Truths
+from synthoma.metrics.matching import Detections, Truths
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.report.table import read_table

@@ -12,7 +12,7 @@ from synthoma.data.store import DatasetWriter
 from synthoma.data.subset import subset
 from synthoma.engine.evaluate import Findings, top_hits, truths_of
 from synthoma.errors import DataError, LeakError, SettingsError
-from synthoma.metrics.detection import Detections
+from synthoma.metrics.matching import Detections
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.synthesis.curate import (

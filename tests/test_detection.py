@@ -12,18 +12,15 @@ from synthoma.data.boxes import iou
 from synthoma.errors import DataError, SettingsError
 from synthoma.metrics.detection import (
     CPM_RATES,
-    Detections,
-    Matches,
-    Truths,
     UndefinedMetricError,
     average_precision,
     average_precisions,
     cpm,
     froc,
-    match,
     operating_point,
     sensitivity_at,
 )
+from synthoma.metrics.matching import Detections, Matches, Truths, match
 
 SQUARE = (0.0, 0.0, 4.0, 4.0)
 THREE_QUARTERS = (0.0, 0.0, 4.0, 3.0)
@@ -112,7 +109,7 @@ def test_many_truths_in_one_case_are_matched_piece_by_piece(monkeypatch):
     rng = np.random.default_rng(0)
     found, truth = random_set(rng, n_cases=3, n_detections=60, n_truths=30)
     whole = match(found, truth, iou_threshold=0.2)
-    monkeypatch.setattr("synthoma.metrics.detection.CHUNK", 7)
+    monkeypatch.setattr("synthoma.metrics.matching.CHUNK", 7)
     assert match(found, truth, iou_threshold=0.2).truth.tolist() == whole.truth.tolist()
 
 

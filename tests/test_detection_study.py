@@ -9,15 +9,13 @@ from hypothesis import strategies as st
 
 from synthoma.engine.evaluate import Findings
 from synthoma.metrics.detection import (
-    Detections,
-    Truths,
     average_precision,
     froc,
-    match,
     operating_point,
     sensitivity_at,
     threshold_at,
 )
+from synthoma.metrics.matching import Detections, Truths, match
 from synthoma.studies.detection import (
     ORDER,
     PRIMARY,

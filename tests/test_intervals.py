@@ -8,7 +8,7 @@ from jaxtyping import TypeCheckError
 from scipy import stats
 
 from synthoma.errors import DataError
-from synthoma.metrics.detection import Matches, UndefinedMetricError, average_precision
+from synthoma.metrics.detection import UndefinedMetricError, average_precision
 from synthoma.metrics.intervals import (
     COVERAGE,
     ENOUGH_PATIENTS,
@@ -22,6 +22,7 @@ from synthoma.metrics.intervals import (
     resampled,
     two_sided,
 )
+from synthoma.metrics.matching import Matches
 
 
 def counts(seed, n=12):

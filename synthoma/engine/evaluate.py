@@ -15,14 +15,8 @@ from synthoma.data.dataset import Dataset
 from synthoma.engine.system import Classifier, Detector
 from synthoma.errors import DataError
 from synthoma.metrics.classification import Answers, metrics_of
-from synthoma.metrics.detection import (
-    Detections,
-    Truths,
-    UndefinedMetricError,
-    average_precision,
-    match,
-    operating_point,
-)
+from synthoma.metrics.detection import UndefinedMetricError, average_precision, operating_point
+from synthoma.metrics.matching import Detections, Truths, match
 
 
 @dataclass(frozen=True, eq=False)

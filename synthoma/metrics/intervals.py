@@ -25,7 +25,8 @@ from jaxtyping import Bool, Float64, Int64, Num, Shaped
 from scipy.special import ndtr, stdtrit
 
 from synthoma.errors import DataError
-from synthoma.metrics.detection import Matches, UndefinedMetricError, average_precisions
+from synthoma.metrics.detection import UndefinedMetricError, average_precisions
+from synthoma.metrics.matching import Matches
 
 #: How often a 95 % interval held the truth, by patients: of sensitivity, false positives a slice,
 #: average precision, and a paired difference of sensitivity. 2000 test sets each: standard

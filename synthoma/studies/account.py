@@ -9,10 +9,11 @@ import numpy as np
 from synthoma.data.dataset import Dataset
 from synthoma.data.sheet import to_bytes
 from synthoma.engine.run import Run, versions
-from synthoma.metrics.detection import froc, match, operating_point, sensitivity_at
+from synthoma.metrics.detection import froc, operating_point, sensitivity_at
 from synthoma.metrics.diversity import collapsed
 from synthoma.metrics.embedding import embed, perplexity_for
 from synthoma.metrics.intervals import coverage_warning
+from synthoma.metrics.matching import match
 from synthoma.report.content import SmallTable
 from synthoma.report.figures import Curve, Detected, Froc, TrainingRun
 from synthoma.report.page import Grid, Report

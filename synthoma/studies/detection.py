@@ -26,12 +26,9 @@ from synthoma.engine.run import Run, write_bytes
 from synthoma.engine.settings import TrainSettings
 from synthoma.errors import DataError
 from synthoma.metrics.detection import (
-    Detections,
     OperatingPoint,
-    Truths,
     UndefinedMetricError,
     average_precision,
-    match,
     operating_point,
     threshold_at,
 )
@@ -42,6 +39,7 @@ from synthoma.metrics.intervals import (
     interval,
     ratio,
 )
+from synthoma.metrics.matching import Detections, Truths, match
 from synthoma.report.table import Estimate, Row, display
 from synthoma.studies.rows import estimates, pairs_of, rows_of
 from synthoma.studies.trained import train_up
