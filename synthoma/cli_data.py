@@ -173,6 +173,35 @@ def data_split(
     say(", ".join(f"{name}: {len(ids)} patients" for name, ids in splits.items()))
 
 
+@data_app.command("cubes")
+def data_cubes(
+    folder: Annotated[Path, typer.Argument(help="A dataset folder of volumes with nodules.")],
+    out: Out,
+    side_px: Annotated[int, typer.Option(min=8, help="Side of the cubes, in voxels.")] = 64,
+    window_hu: Annotated[
+        tuple[float, float], typer.Option(help="HU that become black and white.")
+    ] = (-1000, 400),
+) -> None:
+    """Cut a cube around every nodule of known size and attenuation, for mcgan.
+
+    A nodule's box fills the middle half of its cube, whatever its sides were.
+    """
+    from synthoma.data.dataset import Dataset
+    from synthoma.data.vois import cut_all
+
+    with progress("cut") as tell:
+        made = cut_all(
+            Dataset.open(folder),
+            out,
+            side_px=side_px,
+            window_hu=window_hu,
+            progress=lambda i, n: tell(i, n, ""),
+        )
+    say(f"{len(made)} cubes of {side_px} voxels in {out}")
+    for reason, dropped in made.about["dropped"].items():
+        say(f"left out: {dropped['n']} ({reason}), such as {dropped['for_example'][0]}")
+
+
 @data_app.command("prepare")
 def data_prepare(
     folder: Annotated[Path, typer.Argument(help="A dataset folder.")],

@@ -67,6 +67,7 @@ SMALL = {
     "pix2pix": {"side_px": 16, "width": 8, "batch_size": 8, "learning_rate": 2e-3},
     "hybrid": GROWING | FEATURES | {"projected_from": 101},
     "paint": PAINT,
+    "mcgan": {"side_px": 16, "width": 8, "batch_size": 8, "learning_rate": 2e-3},
 }
 
 
@@ -83,11 +84,17 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def serve(request: Request, step: int, move: int, part: int = 0) -> Batch:
-    """Black images with a bright disc in the middle, and a box around it."""
+    """Black images, or volumes where traits are asked for, with a bright disc or ball in the
+    middle, and a box around it."""
     chance = torch.Generator().manual_seed(1000 * step + move)
     n, side = request.size, request.side_px
     along = (torch.arange(16) + 0.5) / 16 - 0.5
     radius = 0.2 + 0.1 * torch.rand(n, 1, 1, generator=chance)
+    if request.traits:
+        ball = sum(x**2 for x in torch.meshgrid(along, along, along, indexing="ij")).sqrt()
+        image = ((ball < radius[..., None]).float() * 2 - 1)[:, None]
+        big = (radius.flatten() > 0.25).long()
+        return {"image": image} | {name: big for name, _ in request.traits}
     disc = (along[:, None] ** 2 + along[None, :] ** 2).sqrt() < radius
     image = (disc.float() * 2 - 1)[:, None]
     batch = {"image": torch.nn.functional.adaptive_avg_pool2d(image, side)}
@@ -110,8 +117,9 @@ def draw(gan: GAN, seed: int, n: int = 4) -> torch.Tensor:
     told = {
         "boxes": {"boxes": boxes, "box_case": torch.arange(n)},
         "looks": {"looks": torch.tensor([[2.0, 0.0]]).repeat(n, 1)},
-        "background": {"image": -torch.ones(n, 1, gan.side_px, gan.side_px)},
+        "background": {"image": -torch.ones(n, 1, *[gan.side_px] * gan.dimensions)},
         "label": {"label": torch.arange(n) % 2},
+        "traits": {name: torch.arange(n) % 2 for name, _ in gan.request(1).traits},
     }
     given = {key: value for name in gan.conditions for key, value in told[name].items()}
     return gan.eval().sample(noise, given or None)
@@ -194,9 +202,11 @@ def test_learns_that_the_corner_is_black_and_the_centre_bright(name):
     gan = fresh(name)
 
     def contrast(images: torch.Tensor) -> float:
-        middle = images.shape[-1] // 2
-        centre = images[:, :, middle - 1 : middle + 1, middle - 1 : middle + 1]
-        return (centre.mean() - images[:, :, 0, 0].mean()).item()
+        middle = slice(images.shape[-1] // 2 - 1, images.shape[-1] // 2 + 1)
+        centre = images[(..., *[middle] * gan.dimensions)]
+        edge = gan.side_px // 4 if gan.dimensions == 3 else 0  # of what is drawn
+        corner = images[(..., *[edge] * gan.dimensions)]
+        return (centre.mean() - corner.mean()).item()
 
     assert contrast(draw(gan, seed=0, n=64)) < 0.3
     train(gan, serve, short(200), seed=0)

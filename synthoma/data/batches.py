@@ -26,8 +26,9 @@ from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError, SettingsError
 
 #: Tensors by field name: "image" (n, c, *space) in [-1, 1]; "boxes" (m, 4 | 6) in pixels of the
-#: served image, "box_case" (m,) and "box_class" (m,) int64; "label" (n,) int64. Where a request has
-#: several domains, each name begins with its domain's: "real/image", "source/image".
+#: served image, "box_case" (m,) and "box_class" (m,) int64; "label" (n,) int64, and so each trait
+#: that was asked for. Where a request has several domains, each name begins with its domain's:
+#: "real/image", "source/image".
 Batch = dict[str, Tensor]
 
 Field = Literal["image", "boxes", "label"]
@@ -46,6 +47,8 @@ class Request:
     """Classic augmentation of image and boxes."""
     parts: int = 1
     """In how many parts the batch comes, for gradient accumulation; divides `size`."""
+    traits: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Traits by name, and the values that each may have; a batch has the place of each case's."""
     domains: tuple[str, ...] = ("real",)
     """Which pools serve it: two where a system plays with two (a refiner's source and target)."""
 
@@ -216,7 +219,7 @@ class Server:
         first = (step - 1) * request.size + part * size
         dealt = [self.deal(len(pool), move, first + k, own) for k in range(size)]
 
-        def one(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        def one(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, list[int]]:
             # by the place in the whole batch, so that the number of parts changes nothing
             chance = np.random.default_rng([self.seed, step, move, part * size + k, 1, *own])
             return self.case(pool, dealt[k], request, chance)
@@ -230,12 +233,14 @@ class Server:
             )
         batch: Batch = {"image": torch.from_numpy(np.stack([image for image, *_ in done]))}
         if "boxes" in request.fields:
-            batch["boxes"] = torch.from_numpy(np.concatenate([boxes for _, boxes, _, _ in done]))
-            batch["box_class"] = torch.from_numpy(np.concatenate([kind for _, _, kind, _ in done]))
-            counts = torch.tensor([len(boxes) for _, boxes, _, _ in done])
+            batch["boxes"] = torch.from_numpy(np.concatenate([boxes for _, boxes, *_ in done]))
+            batch["box_class"] = torch.from_numpy(np.concatenate([kind for _, _, kind, *_ in done]))
+            counts = torch.tensor([len(boxes) for _, boxes, *_ in done])
             batch["box_case"] = torch.repeat_interleave(torch.arange(size), counts)
         if "label" in request.fields:
-            batch["label"] = torch.tensor([label for *_, label in done])
+            batch["label"] = torch.tensor([label for *_, label, _ in done])
+        for k, (name, _) in enumerate(request.traits):
+            batch[name] = torch.tensor([places[k] for *_, places in done])
         return batch
 
     def deal(self, n: int, move: int, k: int, own: tuple[int, ...]) -> int:
@@ -244,7 +249,7 @@ class Server:
 
     def case(
         self, pool: Pool, i: int, request: Request, chance: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, list[int]]:
         which, place = pool.locate(i)
         dataset = pool.datasets[which]
         values = dataset.values(place)
@@ -275,7 +280,23 @@ class Server:
                     "labels, or leave such cases out (--where label=...)"
                 )
             label = pool.labels.index(name)
-        return image, boxes, kinds, label
+        places = traits_of(dataset, place, request.traits) if request.traits else []
+        return image, boxes, kinds, label, places
+
+
+def traits_of(
+    dataset: Dataset, place: int, wanted: tuple[tuple[str, tuple[str, ...]], ...]
+) -> list[int]:
+    """The places of a case's traits among the values that are allowed."""
+    case, found = dataset[place], []
+    for name, allowed in wanted:
+        if (value := case.traits.get(name)) not in allowed:
+            raise DataError(
+                f"{dataset.folder}: case {case.case_id!r} has the trait {name}={value!r}; allowed: "
+                f"{', '.join(allowed)}"
+            )
+        found.append(allowed.index(value))
+    return found
 
 
 @lru_cache(maxsize=32)

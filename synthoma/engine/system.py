@@ -30,7 +30,8 @@ __all__ = [
 #:   "looks"       how each looks: "looks" (m, 2), see `nn/conditions.py`
 #:   "background"  the real image that lesions are painted into: "image" (n, c, *space)
 #:   "label"       the class of each image: "label" (n,)
-Condition = Literal["boxes", "looks", "background", "label"]
+#:   "traits"      the traits that its requests name, each (n,) by its name
+Condition = Literal["boxes", "looks", "background", "label", "traits"]
 
 #: Named loss terms. The engine minimises their sum and logs each under its name.
 Losses = dict[str, Tensor]
@@ -116,6 +117,8 @@ class GAN(System):
     """Of one image's noise."""
     side_px: int
     """Side of the finished images."""
+    dimensions: int = 2
+    """3 where it draws volumes."""
     conditions: tuple[Condition, ...] = ()
     """What `sample` must be given."""
 

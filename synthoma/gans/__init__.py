@@ -15,6 +15,7 @@ GANS: dict[str, str] = {
     "pix2pix": "synthoma.gans.pix2pix",
     "hybrid": "synthoma.gans.hybrid",
     "paint": "synthoma.gans.paint",
+    "mcgan": "synthoma.gans.mcgan",
 }
 
 #: Every refiner: an image of one domain in, the same as another domain would show it out.

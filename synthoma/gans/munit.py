@@ -358,11 +358,11 @@ PRESETS: dict[str, Preset] = {
             scales=2,
             batch_size=4,
             learning_rate=1e-3,
-            halved_every=400,
+            halved_every=1_000,
             cycle_weight=10,
             twins=True,
         ),
-        TrainSettings(steps=1_000, precision="bf16", sample_every=250),
+        TrainSettings(steps=1_500, precision="bf16", sample_every=250),
     ),
     "smoke": Preset(
         MUNITConfig(

@@ -23,7 +23,6 @@ sees the whole head. At 64 px it does.
 """
 
 from collections.abc import Sequence
-from hashlib import sha256
 from itertools import pairwise
 from typing import Literal
 
@@ -38,6 +37,7 @@ from synthoma.data.classic import MIRROR
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.nn.conditions import check_given, draw_boxes
+from synthoma.nn.dropout import coins, seeded_by
 from synthoma.nn.losses import NON_SATURATING
 
 
@@ -84,11 +84,7 @@ class Generator(nn.Module):
     def kept(self, side_px: int, chance: Sequence[torch.Generator]) -> list[Bool[Tensor, "n ..."]]:
         """Which features each decoder layer keeps, a fair coin for each; one image a generator."""
         shapes = [(w, side_px // 2 >> k, side_px // 2 >> k) for k, w in enumerate(self.widths)]
-        coins = [
-            [torch.rand(shape, generator=generator) < 0.5 for shape in shapes[2::-1]]
-            for generator in chance
-        ]
-        return [torch.stack(layer) for layer in zip(*coins, strict=True)]
+        return coins(shapes[2::-1], chance)
 
     def forward(
         self, condition: Float[Tensor, "n 1 y x"], kept: Sequence[Tensor]
@@ -213,12 +209,6 @@ class Pix2pix(GAN):
         boxes, box_case = told["boxes"].to(noise), told["box_case"].to(noise.device)
         condition = draw_boxes(boxes, box_case, images=len(noise), side_px=self.side_px)
         return self.paint(condition, [seeded_by(row) for row in noise])
-
-
-def seeded_by(row: Float[Tensor, " d"]) -> torch.Generator:
-    """A generator that depends on the bits of a row of noise and nothing else."""
-    digest = sha256(row.detach().to("cpu", torch.float32).numpy().tobytes()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
 
 def fitted(config: Pix2pixConfig, pools: dict[str, Pool]) -> Pix2pixConfig:

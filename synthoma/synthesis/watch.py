@@ -83,12 +83,14 @@ def sampler(
             boxes = np.zeros((0, 4))
             if given is not None and "boxes" in given:
                 boxes = given["boxes"][given["box_case"] == k].numpy() * factor
-            tiles.append(draw_boxes(to_bytes(image, (-1, 1)), boxes, side_px=128))
+            tiles.append(draw_boxes(to_bytes(slice_of(image), (-1, 1)), boxes, side_px=128))
         said = {"Synthetic": "yes", "Run": facts["id"], "Step": str(step)}
         write_png(run.samples / f"step-{step:08}.png", contact_sheet(tiles), said)
-        real = torch.nn.functional.interpolate(
-            served["image"], images.shape[-2:], mode="bilinear", antialias=True
-        )
+        real = served["image"]
+        if images.ndim == 4:  # volumes have their side from the first step on
+            real = torch.nn.functional.interpolate(
+                real, images.shape[-2:], mode="bilinear", antialias=True
+            )
         found = spreads(images) | {f"real {kind}": s for kind, s in spreads(real).items()}
         run.log({"step": step, "diversity": {kind: round(s, 4) for kind, s in found.items()}})
 
@@ -98,7 +100,7 @@ def sampler(
 def serve(system: GAN, domains: Mapping[str, Pool], step: int) -> Batch:
     """Fixed real cases at the finished side."""
     fields = tuple(dict.fromkeys(["image", *system.request(step).fields]))
-    request = Request(WATCHED, system.side_px, fields)
+    request = Request(WATCHED, system.side_px, fields, traits=system.request(step).traits)
     return Server(dict(domains), seed=0, workers=1)(request, 1, 0)
 
 
@@ -113,7 +115,14 @@ def given_of(system: GAN, real: Batch) -> Batch | None:
         given["image"] = real["image"]
     if "label" in system.conditions:
         given["label"] = real["label"]
+    if "traits" in system.conditions:
+        given |= {name: real[name] for name, _ in system.request(1).traits}
     return given or None
+
+
+def slice_of(image: np.ndarray) -> np.ndarray:
+    """An image; of a volume the slice in its middle."""
+    return image if image.ndim == 3 else image[:, image.shape[1] // 2]
 
 
 def spreads(image: Tensor) -> dict[str, float]:
