@@ -3,6 +3,7 @@
     Matches -> operating_point | froc -> cpm | average_precision
 
 What was found is said by `synthoma.metrics.matching`; from there on 2D and 3D are the same.
+Detections that are ignored there (neither hits nor false positives) change no figure.
 
 Papers:
   Han et al. 2019, conditional PGGAN: sensitivity and false positives per slice at a threshold
@@ -11,6 +12,7 @@ Papers:
 Differs from the papers: docs/precision.md says where, and by how much.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +80,8 @@ def operating_point(matches: Matches, *, threshold: float = 0.001) -> OperatingP
         (0.5, 0.0)
     """
     accepted = matches.scores >= threshold
-    found, wrong = matches.case[accepted & matches.hit], matches.case[accepted & ~matches.hit]
+    found = matches.case[accepted & matches.hit]
+    wrong = matches.case[accepted & matches.false_positive]
     each = (np.bincount(c, minlength=matches.n_cases) for c in (found, matches.truth_case, wrong))
     return OperatingPoint(*each)
 
@@ -107,7 +110,7 @@ def froc(matches: Matches) -> tuple[Float64[np.ndarray, " p"], Float64[np.ndarra
     _need_truths(matches)
     order = np.argsort(-matches.scores, kind="stable")
     hits = np.cumsum(matches.hit[order])
-    false_positives = np.arange(1, len(order) + 1) - hits
+    false_positives = np.cumsum(matches.false_positive[order])
     point = np.flatnonzero(np.diff(matches.scores[order], append=np.nan) != 0)
     return (
         np.concatenate([[0.0], false_positives[point] / matches.n_cases]),
@@ -145,7 +148,7 @@ def threshold_at(matches: Matches, wanted: float) -> float:
         (0.9, 0.4)
     """
     surest = np.sort(matches.scores)[::-1]
-    wrong = np.sort(matches.scores[~matches.hit])
+    wrong = np.sort(matches.scores[matches.false_positive])
     false_positives = len(wrong) - np.searchsorted(wrong, surest, side="left")
     allowed = false_positives / matches.n_cases <= wanted
     return float(surest[allowed][-1]) if allowed.any() else float("inf")
@@ -154,7 +157,9 @@ def threshold_at(matches: Matches, wanted: float) -> float:
 def cpm(rate: Float[np.ndarray, " p"], sensitivity: Float[np.ndarray, " p"]) -> float:
     """Mean sensitivity at the seven `CPM_RATES`, the curve read as a step function.
 
-    Interpolating it, as LUNA16's script does, differs only among equal scores.
+    LUNA16's program instead interpolates linearly in the rate (not in its logarithm, which is
+    only how it draws the axis). Without equal scores every piece of the curve is level or upright
+    and the two agree; with them ours is the lower one.
     """
     return float(sensitivity_at(np.array(CPM_RATES), rate, sensitivity).mean())
 
@@ -194,11 +199,63 @@ def average_precisions(
     Returns:
         As `average_precision` gives for each; NaN for a test set without truths.
     """
+    result = np.full(len(weights), np.nan)
+    for each, found, wrong, n_truths in _reweighted(matches, patient, weights):
+        accepted = found + wrong
+        precision = np.divide(found, accepted, out=np.zeros_like(found), where=accepted > 0)
+        best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+        for column, truths in enumerate(n_truths.tolist()):
+            if truths > 0:
+                at = np.searchsorted(found[:, column] / truths, RECALL_LEVELS)
+                reached = at[at < len(best)]
+                result[each[column]] = best[reached, column].sum() / len(RECALL_LEVELS)
+    return result
+
+
+def cpms(
+    matches: Matches, patient: Int[np.ndarray, " n"], weights: Num[np.ndarray, "r p"]
+) -> Float64[np.ndarray, " r"]:
+    """CPM of `r` re-weighted test sets, without matching or sorting again.
+
+    Args:
+        patient: The patient of each case, counted from 0.
+        weights: How often each test set holds each patient.
+
+    Returns:
+        As `cpm` of `froc` gives for each; NaN for a test set without truths.
+    """
+    n_cases = weights @ np.bincount(patient, minlength=weights.shape[1])
+    result = np.full(len(weights), np.nan)
+    for each, found, wrong, n_truths in _reweighted(matches, patient, weights):
+        hits = np.concatenate([np.zeros((1, len(each))), found])
+        for column, truths in enumerate(n_truths.tolist()):
+            if truths > 0:
+                rate = wrong[:, column] / n_cases[each[column]]
+                last = np.searchsorted(rate, CPM_RATES, side="right")
+                result[each[column]] = (hits[last, column] / truths).mean()
+    return result
+
+
+def _reweighted(
+    matches: Matches, patient: Int[np.ndarray, " n"], weights: Num[np.ndarray, "r p"]
+) -> Iterator[
+    tuple[
+        Int64[np.ndarray, " c"],
+        Float64[np.ndarray, "s c"],
+        Float64[np.ndarray, "s c"],
+        Float64[np.ndarray, " c"],
+    ]
+]:
+    """Which of the re-weighted test sets; hits, false positives, all truths of each.
+
+    Counted at every score that found something, from the highest down, each with those above it:
+    only there do sensitivity and the best precision rise. About `CHUNK` numbers at a time.
+    """
     n_patients = weights.shape[1]
     order = np.argsort(-matches.scores, kind="stable")
-    hit, who = matches.hit[order], patient[matches.case[order]]
+    hit, wrong = matches.hit[order], matches.false_positive[order]
+    who = patient[matches.case[order]]
     tie = np.cumsum(np.diff(matches.scores[order], prepend=np.nan) != 0)
-    # Precision peaks where recall rises, so the scores that found something are all we need.
     steps = np.unique(tie[hit])
     step = np.searchsorted(steps, tie)
 
@@ -206,22 +263,14 @@ def average_precisions(
         place = (step[rows], who[rows])
         return sparse.csr_array((np.ones(rows.sum()), place), shape=(len(steps), n_patients))
 
-    hits, false_positives = counts(hit), counts(~hit & (step < len(steps)))
+    hits, false_positives = counts(hit), counts(wrong & (step < len(steps)))
     n_truths = np.bincount(patient[matches.truth_case], minlength=n_patients)
-    result = np.full(len(weights), np.nan)
     chunk = max(1, CHUNK // max(1, len(steps)))
     for start in range(0, len(weights), chunk):
         part = weights[start : start + chunk].astype(np.float64).T
         found = np.cumsum(hits @ part, axis=0)
-        accepted = found + np.cumsum(false_positives @ part, axis=0)
-        precision = np.divide(found, accepted, out=np.zeros_like(found), where=accepted > 0)
-        best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-        for column, truths in enumerate((n_truths @ part).tolist()):
-            if truths > 0:
-                at = np.searchsorted(found[:, column] / truths, RECALL_LEVELS)
-                reached = at[at < len(steps)]
-                result[start + column] = best[reached, column].sum() / len(RECALL_LEVELS)
-    return result
+        accepted_wrongly = np.cumsum(false_positives @ part, axis=0)
+        yield start + np.arange(part.shape[1]), found, accepted_wrongly, n_truths @ part
 
 
 def _need_truths(matches: Matches) -> None:

@@ -1,6 +1,7 @@
 """Intervals by resampling patients: of one metric, and of the difference between two set-ups.
 
-    counts -> ratio, matches -> average_precision_of; from these, interval | paired_difference
+    counts -> ratio, matches -> average_precision_of | cpm_of
+    from these, interval | paired_difference
     p of several differences -> holm
 
 Patients, not images, are the independent pieces of a test set, so they are what is drawn again.
@@ -25,7 +26,7 @@ from jaxtyping import Bool, Float64, Int64, Num, Shaped
 from scipy.special import ndtr, stdtrit
 
 from synthoma.errors import DataError
-from synthoma.metrics.detection import UndefinedMetricError, average_precisions
+from synthoma.metrics.detection import UndefinedMetricError, average_precisions, cpms
 from synthoma.metrics.matching import Matches
 
 #: How often a 95 % interval held the truth, by patients: of sensitivity, false positives a slice,
@@ -142,6 +143,26 @@ def average_precision_of(
         runs: The same test set as matched for each seed of training; their mean is the metric.
         patient: Whose case it is, for each case of the test set.
     """
+    return _over_runs(average_precisions, runs, patient)
+
+
+def cpm_of(runs: Sequence[Matches], patient: Shaped[np.ndarray, " n"]) -> PatientMetric:
+    """CPM, as `synthoma.metrics.detection.cpm`; the same arguments as `average_precision_of`.
+
+    Of a subset of truths (`synthoma.metrics.matching.subset`) only patients with such truths are
+    counted by `Interval.n`, though all of them are drawn: their scans and false positives count.
+    """
+    return _over_runs(cpms, runs, patient)
+
+
+def _over_runs(
+    figure: Callable[
+        [Matches, Int64[np.ndarray, " n"], Num[np.ndarray, "r p"]], Float64[np.ndarray, " r"]
+    ],
+    runs: Sequence[Matches],
+    patient: Shaped[np.ndarray, " n"],
+) -> PatientMetric:
+    """The mean of a figure over runs, for each re-weighted test set."""
     patients, row = np.unique(patient, return_inverse=True)
     for run in runs:
         if run.n_cases != len(patient) or not np.array_equal(run.truth_case, runs[0].truth_case):
@@ -149,7 +170,7 @@ def average_precision_of(
     informative = np.bincount(row[runs[0].truth_case], minlength=len(patients)) > 0
 
     def of(weights: Num[np.ndarray, "r p"]) -> Float64[np.ndarray, " r"]:
-        each_run = np.stack([average_precisions(run, row, weights) for run in runs])
+        each_run = np.stack([figure(run, row, weights) for run in runs])
         return np.asarray(each_run.mean(axis=0))
 
     return PatientMetric(patients, informative, of)
