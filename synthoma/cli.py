@@ -180,12 +180,21 @@ def sample(
         str | None,
         typer.Option(help="Order this class of GANs that are told one; else all, as in training."),
     ] = None,
+    nodules: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV of nodules to add to the scans of --onto: columns scan, z, y, x, "
+            "diameter_mm, attenuation. Without it mcgan draws their own nodules anew."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Draw labelled images from trained GANs into a dataset folder.
 
     Example: synthoma sample runs/cpggan --n 2000 --out synthetic
+
+    mcgan draws nodules into volumes: --onto SCANS, and --nodules TABLE to add some.
     """
     from synthoma.data.dataset import Dataset
     from synthoma.synthesis.draw import draw
@@ -194,6 +203,28 @@ def sample(
         whole = Dataset.open(folder) if folder is not None else None
         return whole.split("train") if whole is not None and whole.splits.get("train") else whole
 
+    if len(runs) == 1 and draws_nodules(runs[0]):
+        if onto is None or given is not None or box or label is not None:
+            raise SettingsError("nodules are drawn into scans: give --onto, and no other order")
+        from synthoma.synthesis.place import place, read_orders
+
+        scans = training_cases(onto)
+        assert scans is not None
+        with progress("sample") as tell:
+            drawn = place(
+                runs[0],
+                scans,
+                out,
+                n=n,
+                seed=seed,
+                orders=read_orders(nodules, scans) if nodules is not None else None,
+                device=device,
+                progress=lambda done, of: tell(done, of, ""),
+            )
+        say(f"{len(drawn)} volumes with drawn nodules in {out}")
+        return
+    if nodules is not None:
+        raise SettingsError("--nodules goes with one run of mcgan")
     with progress("sample") as tell:
         drawn = draw(
             runs,
@@ -209,6 +240,16 @@ def sample(
             progress=lambda done, of: tell(done, of, ""),
         )
     say(f"{len(drawn)} synthetic images in {out}")
+
+
+def draws_nodules(run: Path) -> bool:
+    """Whether a run folder is of a generator of nodules in volumes."""
+    from synthoma.data.store import read_json
+    from synthoma.zoo import load_entry
+
+    facts = run / "run.json"
+    name = read_json(facts)["name"] if facts.is_file() else ""
+    return "traits" in getattr(load_entry(name).system, "conditions", ()) if name else False
 
 
 def read_mixed(folders: list[Path], ratios: list[float]) -> "tuple[Mixed, ...]":

@@ -9,7 +9,7 @@ so that every nodule fills the same middle half (Han's thesis, section 6.2.1).
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -112,13 +112,23 @@ def put(
     values[region] = made
 
 
-def nodules_of(case: Case) -> list[tuple[np.ndarray, Size, Attenuation]]:
-    """Box, size and attenuation of each nodule of a case whose size and attenuation are known.
+class Nodule(NamedTuple):
+    """A nodule whose size and attenuation are known."""
+
+    place: int
+    """Which of its case's boxes it is."""
+    box: Float32[np.ndarray, " 6"]
+    size: Size
+    attenuation: Attenuation
+
+
+def nodules_of(case: Case) -> list[Nodule]:
+    """The nodules of a case whose size and attenuation are known.
 
     Raises:
         DataError: Traits are not one a box.
     """
-    boxes = np.zeros((0, 6)) if case.boxes is None else case.boxes
+    boxes = np.zeros((0, 6), np.float32) if case.boxes is None else case.boxes
     sizes, attenuations = (case.traits.get(name, []) for name in ("sizes", "attenuations"))
     if not len(boxes) == len(sizes) == len(attenuations):
         raise DataError(
@@ -126,8 +136,8 @@ def nodules_of(case: Case) -> list[tuple[np.ndarray, Size, Attenuation]]:
             f"{len(attenuations)} attenuations; allowed: one of each a box (traits `sizes`, "
             "`attenuations`)"
         )
-    rows = zip(boxes, sizes, attenuations, strict=True)
-    return [(box, s, a) for box, s, a in rows if s in SIZES and a in ATTENUATIONS]
+    rows = enumerate(zip(boxes, sizes, attenuations, strict=True))
+    return [Nodule(k, box, s, a) for k, (box, s, a) in rows if s in SIZES and a in ATTENUATIONS]
 
 
 def cut_all(
@@ -167,7 +177,7 @@ def cut_all(
     ) as writer:
         for i, case in enumerate(dataset):
             known = nodules_of(case)
-            for k, (box, size, attenuation) in enumerate(known):
+            for k, box, size, attenuation in known:
                 cube = np.rint(cut(case.image.values[0], box, side_px)).astype(np.int16)[None]
                 writer.add(
                     Case(
