@@ -1,6 +1,13 @@
 import torch
 
-from synthoma.nn.diffaugment import BRIGHTNESS, CONTRAST, HOLE, diffaugment
+from synthoma.nn.diffaugment import BRIGHTNESS, CONTRAST, FEW, HOLE, diffaugment, wanted
+
+
+def test_few_images_are_changed_and_many_are_not_unless_it_is_said():
+    assert wanted("few", FEW - 1)
+    assert not wanted("few", FEW)
+    assert wanted(True, 10_000)
+    assert not wanted(False, 1)
 
 
 def chance(seed=0):

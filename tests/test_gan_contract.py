@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -224,7 +225,7 @@ def test_every_scale_is_a_preset_whose_data_decides_the_channels(name):
             return torch.zeros(3, 16, 16)
 
     pool = object.__new__(Pool)
-    pool.datasets, pool.labels = (Cases(),), ["small", "large"]
+    pool.datasets, pool.labels, pool.ends = (Cases(),), ["small", "large"], np.array([600])
     assert module.fitted(module.PRESETS["smoke"].system, {"real": pool}).channels == 3
 
 

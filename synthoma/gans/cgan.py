@@ -35,7 +35,7 @@ from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.errors import DataError, SettingsError
 from synthoma.gans import dcgan
 from synthoma.gans.gan import Maxout, Optimizer, begin, players_of
-from synthoma.nn.diffaugment import diffaugment
+from synthoma.nn.diffaugment import FEW, diffaugment, wanted
 from synthoma.nn.losses import NON_SATURATING, alternating
 
 
@@ -69,8 +69,10 @@ class CGANConfig(BaseModel):
     decay: float = Field(1.00004, ge=1, description="The rate is divided by this at each step.")
     momentum: float = Field(0.5, ge=0, lt=1, description="Of sgd; adam's first beta.")
     mirror: bool = Field(False, description="Flip half of the real images left to right.")
-    diffaugment: bool = Field(
-        False, description="Change real and drawn images at random before they are judged."
+    diffaugment: bool | Literal["few"] = Field(
+        False,
+        description="Change real and drawn images at random before they are judged; few: where "
+        f"there are fewer than {FEW} training images.",
     )
 
 
@@ -256,7 +258,8 @@ class CGAN(GAN):
 
 
 def fitted(config: CGANConfig, pools: dict[str, Pool]) -> CGANConfig:
-    """The settings with what the data decides: the number of channels, and the classes.
+    """The settings with what the data decides: the number of channels, the classes, differentiable
+    augmentation where it is left to them.
 
     Raises:
         DataError: No case has a label.
@@ -267,8 +270,12 @@ def fitted(config: CGANConfig, pools: dict[str, Pool]) -> CGANConfig:
             f"{pool.datasets[0].folder}: no case has a label, and cgan is told one; import labels, "
             "or train dcgan"
         )
-    channels = pool.channels
-    return config.model_copy(update={"channels": channels, "classes": tuple(pool.labels)})
+    changes = {
+        "channels": pool.channels,
+        "classes": tuple(pool.labels),
+        "diffaugment": wanted(config.diffaugment, len(pool)),
+    }
+    return config.model_copy(update=changes)
 
 
 SYSTEM = CGAN
@@ -287,7 +294,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-3,
             decay=1,
             mirror=True,
-            diffaugment=True,
+            diffaugment="few",
         ),
         TrainSettings(steps=2_500, precision="bf16", sample_every=500),
     ),
@@ -302,7 +309,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-3,
             decay=1,
             mirror=True,
-            diffaugment=True,
+            diffaugment="few",
         ),
         TrainSettings(steps=1_000, precision="bf16", sample_every=250),
     ),

@@ -32,7 +32,7 @@ from synthoma.data.classic import MIRROR
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Request, Turn
 from synthoma.errors import SettingsError
-from synthoma.nn.diffaugment import diffaugment
+from synthoma.nn.diffaugment import FEW, diffaugment, wanted
 from synthoma.nn.losses import NON_SATURATING, alternating
 
 Side = Literal[16, 32, 64, 128, 256]
@@ -57,8 +57,10 @@ class DCGANConfig(BaseModel):
     learning_rate: float = Field(2e-4, gt=0)
     beta: float = Field(0.5, ge=0, lt=1, description="Adam's first; the second is 0.999.")
     mirror: bool = Field(False, description="Flip half of the real images left to right.")
-    diffaugment: bool = Field(
-        False, description="Change real and drawn images at random before they are judged."
+    diffaugment: bool | Literal["few"] = Field(
+        False,
+        description="Change real and drawn images at random before they are judged; few: where "
+        f"there are fewer than {FEW} training images.",
     )
 
 
@@ -234,9 +236,11 @@ class DCGAN(GAN):
 
 
 def fitted(config: DCGANConfig, pools: dict[str, Pool]) -> DCGANConfig:
-    """The settings with what the data decides: the number of channels."""
-    channels = pools["real"].channels
-    return config.model_copy(update={"channels": channels})
+    """The settings with what the data decides: the number of channels, differentiable augmentation
+    where it is left to them."""
+    pool = pools["real"]
+    changes = {"channels": pool.channels, "diffaugment": wanted(config.diffaugment, len(pool))}
+    return config.model_copy(update=changes)
 
 
 SYSTEM = DCGAN
@@ -256,7 +260,7 @@ PRESETS: dict[str, Preset] = {
             batch_size=32,
             learning_rate=1e-3,
             mirror=True,
-            diffaugment=True,
+            diffaugment="few",
         ),
         TrainSettings(steps=2_000, precision="bf16", sample_every=500),
     ),
@@ -270,7 +274,7 @@ PRESETS: dict[str, Preset] = {
             batch_size=16,
             learning_rate=1e-3,
             mirror=True,
-            diffaugment=True,
+            diffaugment="few",
         ),
         TrainSettings(steps=1_000, precision="bf16", sample_every=250),
     ),
