@@ -20,8 +20,11 @@ FORMATS: dict[str, str] = {
     "yolo": "synthoma.formats.yolo",
     "voc": "synthoma.formats.voc",
     "nifti": "synthoma.formats.nifti",
+    "dicom": "synthoma.formats.dicom",
     "brats": "synthoma.formats.brats",
     "medmnist": "synthoma.formats.medmnist",
+    "lidc": "synthoma.formats.lidc",
+    "luna": "synthoma.formats.luna",
 }
 
 

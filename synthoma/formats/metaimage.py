@@ -1,11 +1,12 @@
-"""One MetaImage file (.mha), read with distrust and turned to the orientation of `volumes.py`.
+"""One MetaImage volume (.mha, .mhd), read with distrust, in the orientation of `volumes.py`.
 
     file <-> values (z, y, x), affine
 
-A text header, the last line of which says that the voxels follow in the same file, plain or
-deflated. The header is parsed here rather than by SimpleITK, which follows a header to any other
-file, and reads a deflated file with damage inside, or with fewer voxels than are declared, without
-an error (2.5.7); the tests hold this reader against it.
+A text header, the last line of which says where the voxels are, plain or deflated: in the same
+file (.mha) or in another of the same folder (.mhd). The header is parsed here rather than by
+SimpleITK, which follows a header to any other file, and reads a deflated file with damage inside,
+or with fewer voxels than are declared, without an error (2.5.7); the tests hold this reader against
+it.
 """
 
 import io
@@ -20,9 +21,12 @@ import numpy as np
 from jaxtyping import Float
 
 from synthoma.errors import DataError
-from synthoma.formats.volumes import LIMIT_BYTES, Layout, Volume, orient, read_values
+from synthoma.formats.source import inside
+from synthoma.formats.volumes import KEPT, LIMIT_BYTES, Layout, Volume, orient, read_values
 
-SUFFIX = ".mha"
+SUFFIX, SUFFIX_APART = ".mha", ".mhd"
+#: What a .mhd may take: a CT of the chest has up to 800 slices of 512 x 512.
+LIMIT_APART = 1 << 30
 #: Longest header that is looked at.
 LIMIT_HEADER = 1 << 16
 TYPES = {
@@ -45,7 +49,12 @@ def read_mha(path: Path) -> Volume:
             raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
         with path.open("rb") as raw:
             fields = read_fields(path, raw)
-            layout = find_layout(path, fields)
+            if fields["ElementDataFile"] != "LOCAL":
+                raise DataError(
+                    f"{path}: its voxels are in another file "
+                    f"({fields['ElementDataFile'][:100]!r}); allowed: LOCAL"
+                )
+            layout = find_layout(path, fields, LIMIT_BYTES)
             n_bytes = layout.n_voxels * layout.dtype.itemsize
             there = path.stat().st_size - raw.tell()
             deflated = is_true(fields.get("CompressedData", "False"))
@@ -54,17 +63,61 @@ def read_mha(path: Path) -> Volume:
             if not deflated and there != n_bytes:
                 raise DataError(f"{path}: {n_bytes} bytes are declared and {there} are there")
             data = inflate(path, raw.read(), n_bytes) if deflated else io.BytesIO(raw.read())
-            header = nibabel.Nifti1Header()  # says where the voxels are, and that none is scaled
-            header.set_sform(affine_of(path, fields), 1)
+            header = header_of(path, fields)
             return orient(path, read_values(path, data, header, layout), header)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
 
 
+def read_mhd(path: Path) -> Volume:
+    """The volume whose header is a .mhd file and whose voxels, of 8 or 16 bits, are beside it.
+
+    Raises:
+        DataError: It is no .mhd file, damaged, too large, or of a kind that is not read; or the
+            voxels are in another folder, or there are more or fewer than are declared.
+    """
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+        with path.open("rb") as raw:
+            fields = read_fields(path, raw)
+        layout = find_layout(path, fields, LIMIT_APART)
+        kept = KEPT.get(layout.dtype.str[1:])
+        if kept is None:
+            raise DataError(f"{path}: {layout.dtype.name}; allowed: whole numbers of 8 or 16 bits")
+        name = fields["ElementDataFile"]
+        if name == "LOCAL" or "/" in name or "\\" in name:
+            raise DataError(
+                f"{path}: ElementDataFile = {name[:100]}; allowed: the name of a file beside it"
+            )
+        beside = inside(path.parent, name)
+        n_bytes, there = layout.n_voxels * layout.dtype.itemsize, beside.stat().st_size
+        if is_true(fields.get("CompressedData", "False")):
+            if there > LIMIT_APART:
+                raise DataError(f"{beside}: {there >> 20} MiB; at most {LIMIT_APART >> 20} MiB")
+            inflated = inflate(beside, beside.read_bytes(), n_bytes)
+            data = np.frombuffer(inflated.getbuffer(), layout.dtype)
+        elif there != n_bytes:
+            raise DataError(f"{path}: {n_bytes} bytes are declared and {there} are in {name}")
+        else:
+            data = np.fromfile(beside, layout.dtype)
+        voxels = data.astype(kept, copy=False).reshape(layout.space, order="F")
+        return orient(path, voxels, header_of(path, fields))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+def header_of(path: Path, fields: dict[str, str]) -> nibabel.Nifti1Header:
+    """Says where the voxels are, and that none is scaled."""
+    header = nibabel.Nifti1Header()
+    header.set_sform(affine_of(path, fields), 1)
+    return header
+
+
 def read_fields(path: Path, file: BinaryIO) -> dict[str, str]:
     """The header's fields; the file then stands at the first byte of the voxels."""
     start = file.read(LIMIT_HEADER)
-    end = re.search(rb"^ElementDataFile *= *(.*?)\r?\n", start, re.MULTILINE)
+    end = re.search(rb"^ElementDataFile *= *(.*?)(\r?\n|\Z)", start, re.MULTILINE)
     if end is None or not re.match(rb"[ -~\t\r\n]*$", start[: end.end()]):
         raise DataError(f"{path}: not MetaImage, a text header that ends in ElementDataFile")
     fields = {}
@@ -72,16 +125,11 @@ def read_fields(path: Path, file: BinaryIO) -> dict[str, str]:
         name, equals, value = line.partition("=")
         if equals:
             fields[name.strip()] = value.strip()
-    if fields["ElementDataFile"] != "LOCAL":
-        raise DataError(
-            f"{path}: its voxels are in another file ({fields['ElementDataFile'][:100]!r}); "
-            "allowed: LOCAL"
-        )
     file.seek(end.end())
     return fields
 
 
-def find_layout(path: Path, fields: dict[str, str]) -> Layout:
+def find_layout(path: Path, fields: dict[str, str], limit_bytes: int) -> Layout:
     """Check what a header declares."""
     for name, allowed in (
         ("ObjectType", "Image"), ("NDims", "3"), ("BinaryData", "True"), ("HeaderSize", "0"),
@@ -98,10 +146,10 @@ def find_layout(path: Path, fields: dict[str, str]) -> Layout:
     dtype = np.dtype(TYPES[kind]).newbyteorder(">" if is_true(most_significant_first) else "<")
     x, y, z = (int(side) for side in numbers(path, fields, "DimSize", 3))
     n_bytes = math.prod((x, y, z)) * dtype.itemsize
-    if min(x, y, z) < 1 or n_bytes > LIMIT_BYTES:
+    if min(x, y, z) < 1 or n_bytes > limit_bytes:
         raise DataError(
             f"{path}: declares shape {(x, y, z)} of {dtype.name}; allowed: none empty, at most "
-            f"{LIMIT_BYTES >> 20} MiB"
+            f"{limit_bytes >> 20} MiB"
         )
     return Layout((x, y, z), dtype, 0)
 
