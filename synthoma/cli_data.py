@@ -18,7 +18,10 @@ def data_import(
     source: Annotated[Path, typer.Argument(help="A file or folder, as the format wants it.")],
     out: Out,
     format: Annotated[
-        str, typer.Option(help="csv, folder, coco, yolo, voc, nifti, brats or medmnist.")
+        str,
+        typer.Option(
+            help="csv, folder, coco, yolo, voc, nifti, dicom, lidc, luna, brats or medmnist."
+        ),
     ],
     mapping: Annotated[
         list[str] | None,

@@ -90,7 +90,10 @@ def read_mhd(path: Path) -> Volume:
             raise DataError(
                 f"{path}: ElementDataFile = {name[:100]}; allowed: the name of a file beside it"
             )
-        beside = inside(path.parent, name)
+        try:
+            beside = inside(path.parent, name)
+        except DataError as error:
+            raise DataError(f"{path}: ElementDataFile: {error}") from None
         n_bytes, there = layout.n_voxels * layout.dtype.itemsize, beside.stat().st_size
         if is_true(fields.get("CompressedData", "False")):
             if there > LIMIT_APART:
