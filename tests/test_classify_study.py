@@ -17,7 +17,7 @@ from synthoma.report.table import read_table
 from synthoma.studies import classify_cell
 from synthoma.studies.augment import begin, go_on
 from synthoma.studies.classify import BASELINE, ClassifyStudy, settings_for
-from synthoma.studies.classify_cell import agreement, run_cell
+from synthoma.studies.classify_cell import run_cell, told_apart
 from synthoma.studies.classify_sets import as_often
 from synthoma.studies.classify_work import ClassifyWork
 from synthoma.synthesis.fit import Mixed, TrainingData
@@ -222,10 +222,18 @@ def test_the_gate_counts_from_chance(made, tmp_path, monkeypatch):
     assert "can judge no set" in blind["reason"]
 
 
-def test_answers_that_ignore_the_image_agree_by_chance():
+def test_answers_that_ignore_the_image_tell_nothing_apart_and_shifted_ones_as_much_as_before():
     truths = np.array([0] * 90 + [1] * 10)
     always = Answers(np.tile([0.9, 0.1], (100, 1)), truths, np.arange(100), ("a", "b"))
-    assert agreement(always).mean() == 0.5
+    assert told_apart(always).tolist() == [0.5, 0.5]
+    ill = np.where(truths == 1, 0.98, 0.97)  # all of them called ill
+    shifted = Answers(np.stack([1 - ill, ill], 1), truths, np.arange(100), ("a", "b"))
+    assert told_apart(shifted).tolist() == [1.0, 1.0]
+
+
+def test_a_class_that_is_not_there_counts_as_chance():
+    one = Answers(np.tile([0.9, 0.1], (5, 1)), np.zeros(5, int), np.arange(5), ("a", "b"))
+    assert told_apart(one).tolist() == [0.5, 0.5]
 
 
 def test_a_classifier_is_not_trained_on_images_of_a_generator_that_saw_the_test(

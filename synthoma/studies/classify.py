@@ -9,8 +9,8 @@ Low data: ... --slices 94 --draws 3
 As in `augment.py`: every set-up of a draw sees the same real images, makes the same number of
 optimiser steps on batches of the same size, starts from the same weights at each seed (of its
 classifier), and is tested once, with the weights that were best on the validation split. All images
-are prepared at the generators' side. A set in which the draw's own classifier sees too few of the
-ordered classes is refused. `classify_work.py` does it.
+are prepared at the generators' side. A set in which the draw's own classifier hardly tells the
+ordered classes apart is refused. `classify_work.py` does it.
 """
 
 from collections.abc import Mapping
@@ -126,8 +126,9 @@ class ClassifyStudy(BaseModel):
         0.5,
         ge=0,
         le=1,
-        description="Refuse a set whose ordered classes are seen less often than this share of how "
-        "often real validation images' are, both counted from chance; 0 refuses none.",
+        description="Refuse a set whose ordered classes the draw's classifier tells apart with an "
+        "area of less than this share of that in real validation images, both counted from chance; "
+        "0 refuses none.",
     )
     seeds: int = Field(1, ge=1, description="Classifiers trained for each set-up of a draw.")
     seed: int = Field(0, ge=0)

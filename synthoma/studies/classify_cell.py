@@ -24,7 +24,7 @@ from synthoma.data.store import read_json, write_json
 from synthoma.engine.evaluate import classifier_figures, labels_of
 from synthoma.engine.run import write_bytes
 from synthoma.engine.settings import TrainSettings
-from synthoma.metrics.classification import Answers, auc_of, metrics_of
+from synthoma.metrics.classification import Answers, areas, auc_of, metrics_of
 from synthoma.report.table import Row
 from synthoma.studies.classification import PRIMARY, answers_in
 from synthoma.studies.rows import rows_of
@@ -32,6 +32,8 @@ from synthoma.studies.trained import train_up
 from synthoma.studies.verdict import diversity
 from synthoma.synthesis.fit import Progress, TrainingData
 
+#: An area under the ROC curve that knows nothing.
+CHANCE = 0.5
 #: A classifier that comes no further from chance to certainty on real images can judge no set.
 LEAST_ABOVE = 0.2
 
@@ -157,47 +159,49 @@ def make_rows(
     )
 
 
-def agreement(answers: Answers) -> Float64[np.ndarray, " k"]:
-    """By class, the share of its images that are called by it. Answers that do not depend on the
-    image have a mean of one k-th, whatever they are: chance."""
-    return np.array(
-        [
-            (answers.said[answers.truths == k] == k).mean() if (answers.truths == k).any() else 0.0
-            for k in range(len(answers.classes))
-        ]
-    )
+def told_apart(answers: Answers) -> Float64[np.ndarray, " k"]:
+    """By class, the area under the ROC curve of its probability, its images against the others;
+    chance is a half, also where there is nothing to compare.
+
+    Not the share that is called right: drawn images shift all answers a little, and a classifier
+    once called every drawn X-ray ill while it put the ordered ill ones above the others as well as
+    real ones.
+    """
+    n = len(answers.truths)
+    found = [
+        areas(scores, answers.truths == k, np.arange(n), np.ones((1, n)))[0]
+        for k, scores in enumerate(answers.probabilities.T)
+    ]
+    return np.nan_to_num(np.array(found), nan=CHANCE)
 
 
 def judge_set(
     run: Path, drawn: Dataset, real: Dataset, *, least: float, device: str
 ) -> dict[str, Any]:
-    """What verdict.json says of a set: are the ordered classes seen, is it diverse.
+    """What verdict.json says of a set: are the ordered classes told apart, is it diverse.
 
     Args:
         run: The draw's own classifier, trained on real images.
-        real: The draw's images; their dataset's validation split gives the share in real images.
-        least: Of that share, counted from chance, what admits a set.
+        real: The draw's images; their dataset's validation split gives the area in real images.
+        least: Of that area, counted from chance, what admits a set.
     """
     held_out = Dataset.open(real.folder).split("validation")
     found = answers_in(run, drawn, device=device)
-    seen, wanted = agreement(found), agreement(answers_in(run, held_out, device=device))
-    chance = 1 / len(found.classes)
-    share, real_share = float(seen.mean()), float(wanted.mean())
-    can_judge = real_share - chance >= LEAST_ABOVE * (1 - chance)
-    admitted = not least or (can_judge and share - chance >= least * (real_share - chance))
+    seen, wanted = told_apart(found), told_apart(answers_in(run, held_out, device=device))
+    area, real_area = float(seen.mean()), float(wanted.mean())
+    can_judge = real_area - CHANCE >= LEAST_ABOVE * (1 - CHANCE)
+    admitted = not least or (can_judge and area - CHANCE >= least * (real_area - CHANCE))
     said = "admitted" if admitted else "refused"
     blind = "" if can_judge else "; such a classifier can judge no set"
     return {
         "drawn": len(drawn),
-        "found": share,
-        "found_real": real_share,
-        "found_by_chance": chance,
+        "found": area,
+        "found_real": real_area,
         "found_of": dict(zip(found.classes, map(float, seen), strict=True)),
         "admitted": bool(admitted),
-        "reason": f"{said}: the draw's classifier sees the ordered "
-        f"class in {share:.0%} of these images, in {real_share:.0%} of real ones and in "
-        f"{chance:.0%} by chance; least allowed is {least:.0%} of the way from "
-        f"chance to real{blind}",
+        "reason": f"{said}: the draw's classifier tells the ordered classes apart with an area of "
+        f"{area:.2f} in these images, {real_area:.2f} in real ones and {CHANCE:g} by chance; least "
+        f"allowed is {least:.0%} of the way from chance to real{blind}",
         "diversity": {c: diversity(drawn.where(label=c), inside=False) for c in drawn.labels},
         "real_diversity": {c: diversity(real.where(label=c), inside=False) for c in found.classes},
         "copies": drawn.about.get("copy_check"),

@@ -74,7 +74,7 @@ def table_of_sets(work: "ClassifyWork", drawn: Sequence[int]) -> SmallTable:
             v = work.verdict(name, d)
             if v is None:
                 continue
-            by_class = ", ".join(f"{c} {share:.2f}" for c, share in v["found_of"].items())
+            by_class = ", ".join(f"{c} {area:.2f}" for c, area in v["found_of"].items())
             spread = (
                 ", ".join(f"{c} {own[kind]:.3f} ({v['real_diversity'][c][kind]:.3f})"
                           for c, own in v["diversity"].items() if kind in own) or "–"
@@ -87,7 +87,6 @@ def table_of_sets(work: "ClassifyWork", drawn: Sequence[int]) -> SmallTable:
                     f"{v['drawn']:,}",
                     f"{v['found']:.2f} ({by_class})",
                     f"{v['found_real']:.2f}",
-                    f"{v['found_by_chance']:.2f}",
                     "yes" if v["admitted"] else "no",
                     *spread,
                     copies,
@@ -98,18 +97,18 @@ def table_of_sets(work: "ClassifyWork", drawn: Sequence[int]) -> SmallTable:
         (
             "Set",
             "Images drawn",
-            "Ordered class seen",
+            "Ordered classes told apart",
             "In real images",
-            "By chance",
             "Admitted",
             "Spread of pixels (real)",
             "Spread of features (real)",
             "Copies dropped",
         ),
         rows,
-        "Seen: by the draw's own classifier, trained on its real images, the mean over the "
-        "classes; in real images: of the validation split. Spread: the mean standard deviation "
-        "over the images of a class; far below the real one, a generator repeats itself.",
+        "Told apart: the area under the ROC curve of the draw's own classifier, trained on its "
+        "real images, each class against the others, and the mean of all; 0.5 by chance; in real "
+        "images: of the validation split. Spread: the mean standard deviation over the images of "
+        "a class; far below the real one, a generator repeats itself.",
     )
 
 
