@@ -251,8 +251,8 @@ def export_dataset(dataset: Dataset, out: Path, *, format: str) -> ExportSummary
         DataError: The format cannot hold these images; the message says what to do.
     """
     module = load_format(format)
-    if format != "nifti" and dataset.about["dimensions"] != 2:
-        raise DataError(f"format {format} holds 2D images, these are 3D; allowed: nifti")
+    if format not in ("nifti", "dicom") and dataset.about["dimensions"] != 2:
+        raise DataError(f"format {format} holds 2D images, these are 3D; allowed: nifti, dicom")
     splits = {patient: name for name, members in dataset.splits.items() for patient in members}
     tally = Tally()
     with new_folder(Path(out)) as folder, writing_manifest(folder, dataset, format) as manifest:

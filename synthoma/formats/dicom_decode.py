@@ -38,13 +38,21 @@ LIMIT_SECONDS, LIMIT_BYTES = 5.0, 3 << 29
 LIMIT_WAITING = 120.0
 
 
-def decoded(path: Path) -> Iterator[Shaped[np.ndarray, "*yxc"]]:
+def decoded(
+    path: Path, *, transfer_syntax: str, n_frames: int
+) -> Iterator[Shaped[np.ndarray, "*yxc"]]:
     """The frames of a file, colours as RGB, one after the other.
+
+    Args:
+        path: The file.
+        transfer_syntax: Of a file that does not say it.
+        n_frames: How many it declares.
 
     Raises:
         DataError: The file is damaged, no decoder reads it, or a limit was reached.
     """
-    return _decoder().frames(path)
+    request = {"path": str(path.absolute()), "syntax": transfer_syntax, "n_frames": n_frames}
+    return _decoder().frames(path, {**request, "seconds": LIMIT_SECONDS})
 
 
 class Decoder:
@@ -53,7 +61,7 @@ class Decoder:
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
 
-    def frames(self, path: Path) -> Iterator[Shaped[np.ndarray, "*yxc"]]:
+    def frames(self, path: Path, request: dict[str, Any]) -> Iterator[Shaped[np.ndarray, "*yxc"]]:
         """As `decoded`."""
         process = self._running()
         assert process.stdin is not None
@@ -62,7 +70,7 @@ class Decoder:
         watch.start()
         finished, answer = False, None
         try:
-            process.stdin.write(json.dumps(str(path.absolute())).encode() + b"\n")
+            process.stdin.write(_line(request))
             process.stdin.flush()
             while (answer := _answer(process.stdout)) is not None and "shape" in answer:
                 n = int(np.prod(answer["shape"])) * np.dtype(answer["dtype"]).itemsize
@@ -83,7 +91,9 @@ class Decoder:
             raise DataError(f"{path}: cannot be decoded ({answer['error']})")
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self.process is None or self.process.poll() is not None:
+        if self.process is not None and self.process.poll() is not None:
+            self.close()
+        if self.process is None:
             threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "synthoma.formats.dicom_decode"],
@@ -132,27 +142,32 @@ def serve() -> None:
     """Decode the files whose paths come in, until no more come."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # decoders print as they like
-    from pydicom.pixels.utils import iter_pixels  # noqa: PLC0415  before memory is limited
+    from pydicom import dcmread  # noqa: PLC0415  loaded before memory is limited
+    from pydicom.pixels.utils import pixel_array  # noqa: PLC0415
 
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
     warnings.simplefilter("ignore")
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)  # then SIGPROF ends the process
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, request["seconds"])  # then SIGPROF ends the process
         try:
-            for decoded_frame in iter_pixels(json.loads(line)):
-                frame = np.ascontiguousarray(decoded_frame)
-                answers.write(_line(dtype=frame.dtype.str, shape=frame.shape))
+            dataset = dcmread(request["path"], force=True)
+            if "TransferSyntaxUID" not in dataset.file_meta:
+                dataset.file_meta.TransferSyntaxUID = request["syntax"]
+            frames = pixel_array(dataset)
+            for frame in frames if request["n_frames"] > 1 else frames[None]:
+                answers.write(_line({"dtype": frame.dtype.str, "shape": frame.shape}))
                 answers.write(frame.tobytes())
-            last = _line(error="")
+            last = _line({"error": ""})
         except Exception as error:  # whatever a decoder raises is what is wrong with the file
-            last = _line(error=" ".join((str(error) or type(error).__name__).split())[:300])
+            last = _line({"error": " ".join((str(error) or type(error).__name__).split())[:300]})
         signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(last)
         answers.flush()
 
 
-def _line(**answer: Any) -> bytes:
-    return json.dumps(answer).encode() + b"\n"
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ ENHANCED = "1.2.840.10008.5.1.4.1.1."
 ENHANCED_KINDS = {"2.1": "CT", "4.1": "MR", "128.1": "PET", "2.2": "CT", "4.4": "MR"}
 KEYWORDS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"),
-    *("Modality", "SeriesDescription", "Manufacturer", "FrameOfReferenceUID", "SyntheticData"),
-    *("DerivationDescription", "SliceThickness", "ImagePositionPatient"),
+    *("Modality", "SeriesDescription", "Manufacturer", "FrameOfReferenceUID", "ImageType"),
+    *("SyntheticData", "DerivationDescription", "SliceThickness", "ImagePositionPatient"),
     *("ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "NumberOfFrames"),
     *("SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated"),
     *("BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue"),
@@ -82,6 +82,8 @@ class Header:
     """SeriesDescription."""
     manufacturer: str
     frame_of_reference: str
+    is_localiser: bool
+    """A CT or MR scout, as ImageType says."""
     origin: Synthetic | None
     """Whose it is, where it says that it is synthetic."""
     transfer_syntax: str
@@ -304,6 +306,7 @@ class Fields:
             description=self.text("SeriesDescription"),
             manufacturer=self.text("Manufacturer"),
             frame_of_reference=self.text("FrameOfReferenceUID"),
+            is_localiser="LOCALIZER" in self.text("ImageType").upper(),
             origin=origin_of(self.text("SyntheticData"), self.text("DerivationDescription")),
             transfer_syntax=str(self._transfer_syntax()),
             n_frames=self.whole("NumberOfFrames", 1) or 1,

@@ -35,11 +35,16 @@ def read_frames(header: Header) -> Iterator[tuple[Shaped[np.ndarray, "c y x"], i
     Raises:
         DataError: The file is truncated or damaged, cannot be decoded, or its values do not fit.
     """
-    n, path = 0, header.path
-    frames = plain_frames(header) if header.is_plain else decoded(path)
+    n, path, n_frames = 0, header.path, header.n_frames
+    if header.samples == 3 and header.bits_allocated != 8:
+        raise DataError(f"{path}: colours of {header.bits_allocated} bits; allowed: 8")
+    if header.is_plain:
+        frames = plain_frames(header)
+    else:
+        frames = decoded(path, transfer_syntax=header.transfer_syntax, n_frames=n_frames)
     for n, frame in enumerate(frames, 1):
-        if n > header.n_frames:
-            raise DataError(f"{path}: more frames than the {header.n_frames} it declares")
+        if n > n_frames:
+            raise DataError(f"{path}: more frames than the {n_frames} it declares")
         if frame.shape[:2] != (header.rows, header.columns):
             raise DataError(
                 f"{path}: decodes to {frame.shape} pixels, declared are "
@@ -50,8 +55,8 @@ def read_frames(header: Header) -> Iterator[tuple[Shaped[np.ndarray, "c y x"], i
         else:
             values, n_padded = scaled(header, frame)
             yield values[None], n_padded
-    if n < header.n_frames:
-        raise DataError(f"{path}: truncated, {n} of {header.n_frames} frames are there")
+    if n < n_frames:
+        raise DataError(f"{path}: truncated, {n} of {n_frames} frames are there")
 
 
 def plain_frames(header: Header) -> Iterator[Shaped[np.ndarray, "y x"]]:
