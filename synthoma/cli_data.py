@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -77,7 +77,9 @@ def data_import(
 def data_export(
     folder: Annotated[Path, typer.Argument(help="A dataset folder.")],
     out: Out,
-    format: Annotated[str, typer.Option(help="csv, folder, coco, yolo, voc, nifti or medmnist.")],
+    format: Annotated[
+        str, typer.Option(help="csv, folder, coco, yolo, voc, nifti, dicom or medmnist.")
+    ],
 ) -> None:
     """Write a dataset folder as files that other programs read; synthetic ones say so."""
     from synthoma.data.dataset import Dataset
@@ -91,23 +93,62 @@ def data_export(
 
 @data_app.command("phantoms")
 def data_phantoms(
+    ctx: typer.Context,
     out: Out,
+    anatomy: Annotated[
+        Literal["brain", "chest"],
+        typer.Option(help="brain: slices with metastases; chest: CT volumes with nodules."),
+    ] = "brain",
     patients: Annotated[int, typer.Option(min=1)] = 40,
-    slices: Annotated[int, typer.Option(min=1, help="Of each patient.")] = 8,
-    side_px: Annotated[int, typer.Option(min=32, max=1024)] = 128,
-    lesions_max: Annotated[int, typer.Option(min=0, help="0: tumour-free brains.")] = 5,
+    slices: Annotated[int, typer.Option(min=1, help="brain: of each patient.")] = 8,
+    side_px: Annotated[int, typer.Option(min=32, max=1024, help="brain.")] = 128,
+    lesions_max: Annotated[int, typer.Option(min=0, help="brain; 0: tumour-free.")] = 5,
     seed: Seed = 0,
+    config: Config = None,
+    replaced: Set = None,
 ) -> None:
-    """Make a dataset from nothing: brain slices with metastases whose boxes are known."""
+    """Make a dataset from nothing, whose boxes are known: brain slices or chest CTs.
+
+    Settings of a chest: --set chest.FIELD=VALUE, such as chest.nodules_most=0.
+    """
+    if anatomy == "chest":
+        _make_chests(ctx, out, patients, seed, read_settings(config, replaced))
+        return
+    if config is not None or replaced:
+        raise SettingsError("--config and --set are of --anatomy chest; brains have the options")
     from synthoma.phantoms.brain import BrainConfig
     from synthoma.phantoms.folder import write_brains
 
-    config = BrainConfig(
+    brain = BrainConfig(
         side_px=side_px, patients=patients, slices_per_patient=slices, lesions_max=lesions_max
     )
     with progress("draw phantom brains") as tell:
-        made = write_brains(out, config, seed=seed, progress=lambda i, n: tell(i, n, ""))
+        made = write_brains(out, brain, seed=seed, progress=lambda i, n: tell(i, n, ""))
     say(f"{len(made)} slices of {patients} phantoms in {out}")
+
+
+def _make_chests(
+    ctx: typer.Context, out: Path, patients: int, seed: int, settings: dict[str, dict[str, Any]]
+) -> None:
+    from synthoma.phantoms.chest import ChestConfig
+    from synthoma.phantoms.folder import write_chests
+    from synthoma.settings import replaced as replaced_settings
+
+    for name in ("slices", "side_px", "lesions_max"):
+        given = ctx.get_parameter_source(name)
+        if given is not None and given.name == "COMMANDLINE":
+            raise SettingsError(
+                f"--{name.replace('_', '-')} is of brains; allowed: --set chest.FIELD=VALUE, "
+                f"with {', '.join(ChestConfig.model_fields)}"
+            )
+    if wrong := set(settings) - {"chest"}:
+        raise SettingsError(f"no settings {sorted(wrong)}; allowed: chest.FIELD")
+    fields = {"patients": patients} | settings.get("chest", {})
+    chest = replaced_settings(ChestConfig(), fields, "chest")
+    with progress("draw phantom chests") as tell:
+        made = write_chests(out, chest, seed=seed, progress=lambda i, n: tell(i, n, ""))
+    boxes = sum(len(made.boxes(i)) for i in range(len(made)))
+    say(f"{len(made)} chests with {boxes} nodules in {out}")
 
 
 @data_app.command("show")
