@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from nibabel.orientations import io_orientation
 from pydicom.dataset import Dataset as Elements
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
@@ -32,6 +33,7 @@ from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError
 from synthoma.formats.dicom_header import DERIVATION
 from synthoma.formats.source import Tally
+from synthoma.formats.volumes import LPS
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -40,8 +42,8 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 NAMES = uuid.UUID("6f6d1c0e-52a5-4a4f-9a57-3b1c5d0f8e21")
 #: What must be there and may be empty.
 EMPTY = (
-    *("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID"),
-    *("PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+    *("PatientBirthDate", "PatientSex", "Laterality"),
 )
 #: How far from square an affine may be.
 SQUARE = 1e-4
@@ -161,6 +163,11 @@ def affine_of(case: Case) -> Float[np.ndarray, "4 4"]:
             f"case {case.case_id!r}: its axes are not at right angles ({axes.tolist()}); allowed "
             "as DICOM: slices that lie square to their stack"
         )
+    if len(image.space) == 3 and (io_orientation(image.affine) != LPS).any():
+        raise DataError(
+            f"case {case.case_id!r}: its voxels are not in LPS+ order, in which volumes are read: "
+            "they would come back flipped, and their boxes would not"
+        )
     return affine
 
 
@@ -182,7 +189,7 @@ def common(origin: Synthetic, identity: str, kind: str) -> Elements:
     elements.DeidentificationMethod = "Synthetic image: no element is of a patient"
     elements.StudyInstanceUID = uid(f"{identity}/study")
     elements.SeriesInstanceUID = uid(f"{identity}/series")
-    elements.SeriesNumber = 1
+    elements.StudyID, elements.SeriesNumber = "1", 1
     for keyword in EMPTY:
         setattr(elements, keyword, "")
     return elements

@@ -286,10 +286,15 @@ def check_regular(headers: list[Header], along: Float[np.ndarray, " z"]) -> None
 
 
 def place(headers: list[Header]) -> Float[np.ndarray, "4 4"]:
-    """Takes (column, row, slice, 1) to mm in RAS+; slices are in order."""
+    """Takes (column, row, slice, 1) to mm in RAS+; slices are in order.
+
+    Of a single slice the next one would be as far as it is thick, or 1 mm.
+    """
     first, last = plane_of(headers[0]), plane_of(headers[-1])
-    step = first.normal if len(headers) == 1 else (
-        (last.position_mm - first.position_mm) / (len(headers) - 1))  # fmt: skip
+    if len(headers) == 1:
+        step = first.normal * (headers[0].slice_thickness_mm or 1.0)
+    else:
+        step = (last.position_mm - first.position_mm) / (len(headers) - 1)
     affine = np.eye(4)
     affine[:3] = np.stack([first.along_row, first.along_column, step, first.position_mm], axis=1)
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
