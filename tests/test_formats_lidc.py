@@ -216,6 +216,9 @@ def test_holes_change_no_box_and_outlines_that_enclose_nothing_are_taken_whole(
     boxes = dataset[0].boxes
     assert boxes is not None
     assert boxes[:, [1, 2, 4, 5]].tolist() == [[5, 6, 9, 11], [4, 15, 5, 16]]
+    # nor the diameter: of the block's outline, and of two pixels
+    expected = [0.7 * np.hypot(6, 5), 0.7 * 2]
+    assert dataset[0].traits["diameters_mm"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_points_are_no_boxes_but_kept_as_findings_that_need_not_be_found(tmp_path: Path) -> None:
@@ -324,6 +327,10 @@ BOMB = (
 )
 WRONG = {
     "entities": (BOMB, "XML with its own entities"),
+    "a document type": (
+        '<!DOCTYPE x SYSTEM "file:///etc/passwd"><LidcReadMessage/>',
+        "XML with its own entities",
+    ),
     "no XML": ("<LidcReadMessage>", "not XML"),
     "another root": ("<a/>", "start with <LidcReadMessage>"),
     "no series": ("<LidcReadMessage/>", "no SeriesInstanceUid"),
@@ -368,6 +375,19 @@ def test_an_outline_that_makes_no_sense_is_an_error_of_its_scan(
     summary, dataset = take(tmp_path / "lidc")
     assert message in summary.errors[0]
     assert [case.patient_id for case in dataset] == ["P-2"]
+
+
+def test_more_outline_than_readers_draw_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_scan(tmp_path / "lidc")
+    save_xml(tmp_path / "lidc/a.xml", *[block()] * 3)
+    assert len(ring(*BLOCK)) * 2 * 3 == 132
+    monkeypatch.setattr("synthoma.formats.lidc_nodules.LIMIT_OUTLINED", 131)
+    with pytest.raises(DataError, match="132 outlined pixels; at most 131"):
+        take(tmp_path / "lidc")
+    monkeypatch.setattr("synthoma.formats.lidc_nodules.LIMIT_OUTLINED", 132)
+    assert take(tmp_path / "lidc")[0].n_boxes == 1
 
 
 def test_a_rating_beyond_its_scale_is_an_error_of_its_file(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ from synthoma.formats.lidc_marks import RATINGS, Marks, Outline, Reading
 
 #: Readers of a scan; how far the tolerance is lowered at a time, and at most.
 READERS, FACTOR, LEAST_MM = 4, 0.9, 0.1
+#: Pixels of all outlines of a scan; LIDC's fullest has 22,000.
+LIMIT_OUTLINED = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +112,11 @@ def find_nodules(marks: Marks, slices: Slices) -> list[Nodule]:
     """The nodules that the readings of a scan tell of, from feet to head.
 
     Raises:
-        DataError: An outline lies on no slice, or beyond its edge.
+        DataError: An outline lies on no slice, or beyond its edge; or there are too many.
     """
+    n = sum(len(outline.points) for reading in marks.readings for outline in reading.outlines)
+    if n > LIMIT_OUTLINED:
+        raise DataError(f"{n} outlined pixels; at most {LIMIT_OUTLINED}")
     groups = cluster(apart_mm(marks.readings, slices), slices.thickness_mm)
     found = [
         together([one for one, own in zip(marks.readings, groups, strict=True) if own == k], slices)
