@@ -56,6 +56,11 @@ def test_every_voxel_lies_where_simpleitk_says(
     axial = normal.argmax() == 2
     assert len(series.slice_uids) == (6 if axial else 0)
     assert (np.diff(series.positions_mm) > 0).all()
+    if axial:
+        up = np.cross(orientation[:3], orientation[3:])
+        up = up * np.sign(up[2])
+        corners = volume.affine @ [[0] * 6, [0] * 6, range(6), [1] * 6]
+        assert series.positions_mm == pytest.approx(up @ (corners[:3] * [[-1], [-1], [1]]))
     for z, name in enumerate(series.slice_uids):
         k = int(name.rsplit(".", 1)[1])
         assert set(volume.values[z].ravel()) == set(BODY[k].ravel() - 1024)

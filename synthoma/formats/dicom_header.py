@@ -28,8 +28,8 @@ from synthoma.errors import DataError
 LIMIT_READS, LIMIT_HEADER, LIMIT_ELEMENT = 300_000, 1 << 25, 1 << 18
 #: Bytes of one text or list of numbers.
 LIMIT_TEXT = 4096
-#: All frames of a file, decoded; and a deflated file, inflated.
-LIMIT_DECODED = 1 << 28
+#: All frames of a file, decoded, and a deflated file, inflated, in bytes; one frame in numbers.
+LIMIT_DECODED, LIMIT_FRAME = 1 << 28, 1 << 25
 DEFLATED, EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
 #: Where the file's magic ends, and how long the element is that says the length of group 2.
 MAGIC, GROUP_LENGTH = 132, 12
@@ -364,10 +364,10 @@ def check_declared(header: Header) -> None:
     if min(sides) < 1 or header.samples not in (1, 3):
         raise DataError(f"{path}: {sides} frames, rows, columns of {header.samples} samples")
     n_bytes = math.prod(sides) * header.samples * max(bits, 8) // 8
-    if n_bytes > LIMIT_DECODED:
+    if n_bytes > LIMIT_DECODED or header.rows * header.columns * header.samples > LIMIT_FRAME:
         raise DataError(
             f"{path}: declares {sides} frames, rows, columns, {n_bytes >> 20} MiB decoded; at most "
-            f"{LIMIT_DECODED >> 20} MiB"
+            f"{LIMIT_DECODED >> 20} MiB, and {LIMIT_FRAME >> 20} million numbers a frame"
         )
     highest = header.high_bit
     if bits not in (1, 8, 16, 32, 64) or not 1 <= header.bits_stored <= highest + 1 <= bits:
