@@ -23,6 +23,7 @@ from torch import Tensor
 from synthoma.data.boxes import scale
 from synthoma.data.classic import Classic, augment
 from synthoma.data.dataset import Dataset
+from synthoma.data.windows import Window, cut_window
 from synthoma.errors import DataError, SettingsError
 
 #: Tensors by field name: "image" (n, c, *space) in [-1, 1]; "boxes" (m, 4 | 6) in pixels of the
@@ -45,6 +46,9 @@ class Request:
     fields: tuple[Field, ...] = ("image",)
     augment: Classic | None = None
     """Classic augmentation of image and boxes."""
+    window: Window | None = None
+    """Of volumes: a window of each, with its boxes, rather than the whole; `side_px` and `augment`
+    are then not looked at."""
     parts: int = 1
     """In how many parts the batch comes, for gradient accumulation; divides `size`."""
     traits: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -254,6 +258,13 @@ class Server:
         dataset = pool.datasets[which]
         values = dataset.values(place)
         space = values.shape[1:]
+        if request.window is not None:
+            low, high = dataset.about["value_range"]
+            part, boxes, kept = cut_window(
+                values, dataset.boxes(place), request.window, chance, outside=low
+            )
+            kinds = pool.class_of[which][dataset.box_classes(place)[kept]]
+            return signed_unit(part, (low, high)), boxes, kinds, -1, []
         if len(set(space)) != 1:
             raise DataError(
                 f"{dataset.folder}: an image of {' x '.join(map(str, space))} is not square; run "

@@ -23,6 +23,7 @@ from synthoma.data.split import check_no_leak
 from synthoma.engine.evaluate import classifier_figures, classify_all, figures, find_all
 from synthoma.engine.run import Run
 from synthoma.engine.settings import Preset, TrainSettings
+from synthoma.engine.scans import find_in_scans, scan_figures
 from synthoma.engine.system import Classifier, Detector, System
 from synthoma.engine.train import Outcome, Watch, train
 from synthoma.errors import DataError, ResourceError, SettingsError
@@ -389,6 +390,8 @@ def validator(
         if isinstance(own, Classifier):
             return classifier_figures(classify_all(own, validation, precision=loop.precision))
         if isinstance(own, Detector):
+            if validation.about["dimensions"] == 3:
+                return scan_figures(find_in_scans(own, validation, precision=loop.precision))
             side_px = facts["system"]["test_side_px"]
             return figures(find_all(own, validation, side_px=side_px, precision=loop.precision))
         raise AssertionError("a system that has no answer was validated")

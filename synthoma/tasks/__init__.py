@@ -8,4 +8,5 @@ contract tests.
 TASKS: dict[str, str] = {
     "classifier": "synthoma.tasks.classifier",
     "yolov3": "synthoma.tasks.yolov3",
+    "rcnn3d": "synthoma.tasks.rcnn3d",
 }

@@ -59,7 +59,7 @@ def box_sizes(pool: Pool, *, seed: int = 0) -> Float64[np.ndarray, "m 2"]:
 
 
 def shape_iou(
-    a: Float64[np.ndarray, "m 2"], b: Float64[np.ndarray, "n 2"]
+    a: Float64[np.ndarray, "m d"], b: Float64[np.ndarray, "n d"]
 ) -> Float64[np.ndarray, "m n"]:
     """Intersection over union of every pair of sizes, as if they shared a corner.
 
@@ -73,7 +73,14 @@ def shape_iou(
 
 
 def anchors_from(sizes: Float64[np.ndarray, "m 2"], *, n: int = 9, seed: int = 0) -> Anchors:
-    """The `n` sizes that cover `sizes` best, by rising area.
+    """The `n` (height, width) that cover `sizes` best, by rising area, as `sizes_from` has them."""
+    return tuple((float(h), float(w)) for h, w in sizes_from(sizes, n=n, seed=seed))
+
+
+def sizes_from(
+    sizes: Float64[np.ndarray, "m d"], *, n: int = 9, seed: int = 0
+) -> Float64[np.ndarray, "n d"]:
+    """The `n` sizes that cover `sizes` best, by rising area or volume.
 
     The best of a few seeded starts (k-means++). With fewer than `n` different sizes, theirs are
     joined by the same ones shrunk and grown, which leaves them covered exactly.
@@ -93,13 +100,12 @@ def anchors_from(sizes: Float64[np.ndarray, "m 2"], *, n: int = 9, seed: int = 0
             sizes = sizes[chance.choice(len(sizes), MOST_SIZES, replace=False)]
         runs = [cluster(sizes, n, chance) for _ in range(STARTS)]
         best = max(runs, key=lambda centres: float(shape_iou(sizes, centres).max(axis=1).mean()))
-    best = best[np.lexsort((best[:, 1], best.prod(axis=1)))]
-    return tuple((float(height), float(width)) for height, width in best.round(6))
+    return best[np.lexsort((best[:, 1], best.prod(axis=1)))].round(6)
 
 
 def cluster(
-    sizes: Float64[np.ndarray, "m 2"], n: int, chance: np.random.Generator
-) -> Float64[np.ndarray, "n 2"]:
+    sizes: Float64[np.ndarray, "m d"], n: int, chance: np.random.Generator
+) -> Float64[np.ndarray, "n d"]:
     """Centres of one run of k-means; a centre that loses all its sizes stays where it was."""
     centres = sizes[chance.integers(len(sizes), size=1)]
     for _ in range(n - 1):
