@@ -307,17 +307,18 @@ def zoo() -> None:
 
 @app.command("config")
 def show_config(
-    name: Annotated[str, typer.Argument(help="A system, a format, prepare or clusters.")],
+    name: Annotated[str, typer.Argument(help="A system, a format, prepare, clusters or chest.")],
     preset: Annotated[str, typer.Option(help="paper, small or smoke.")] = "paper",
 ) -> None:
     """Print the full settings of a system as YAML, each with what it means."""
     from synthoma.data.prepare import Prepare
     from synthoma.formats import FORMATS, load_format
+    from synthoma.phantoms.chest import ChestConfig
     from synthoma.settings import describe
     from synthoma.synthesis.clusters import ClusterSettings
     from synthoma.zoo import load_entry
 
-    others = {"prepare": Prepare, "clusters": ClusterSettings}
+    others = {"prepare": Prepare, "clusters": ClusterSettings, "chest": ChestConfig}
     if name in others or name in FORMATS:
         own = others[name]() if name in others else load_format(name).Settings()
         say("\n".join([f"{name}:", *describe(own, "  ")]))

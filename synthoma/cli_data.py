@@ -109,7 +109,7 @@ def data_phantoms(
 ) -> None:
     """Make a dataset from nothing, whose boxes are known: brain slices or chest CTs.
 
-    Settings of a chest: --set chest.FIELD=VALUE, such as chest.nodules_most=0.
+    Settings of a chest: `synthoma config chest`, and --set chest.FIELD=VALUE.
     """
     if anatomy == "chest":
         _make_chests(ctx, out, patients, seed, read_settings(config, replaced))
