@@ -32,7 +32,7 @@ from synthoma.phantoms.chest_space import Grid, Tubes, grow, paint, pipe
 from synthoma.phantoms.lidc_counts import as_text, count_lidc, lidc_counts
 
 COARSELY = {"slices": 64, "rows": 56, "columns": 80, "spacing_mm": (4.0, 4.0, 4.0)}
-SMALL = ChestConfig(**COARSELY, patients=4, nodules_least=3, diameter_least_mm=6)
+SMALL = ChestConfig(**COARSELY, patients=3, nodules_least=3, diameter_least_mm=6)
 HEALTHY = ChestConfig(**COARSELY, nodules_most=0)
 
 
