@@ -281,15 +281,18 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:
     """Judge a trained detector or classifier on a split, with intervals over patients."""
+    from synthoma.data.dataset import Dataset
     from synthoma.engine.run import Run
     from synthoma.engine.system import Classifier
     from synthoma.studies.classification import judge_classifier
     from synthoma.studies.detection import judge_run
+    from synthoma.studies.detection3d import judge_scans
     from synthoma.zoo import load_entry
 
     system = load_entry(Run.open(run).facts["name"]).system
     classifies = isinstance(system, type) and issubclass(system, Classifier)
-    judge = judge_classifier if classifies else judge_run
+    volumes = Dataset.open(data).about["dimensions"] == 3
+    judge = judge_classifier if classifies else judge_scans if volumes else judge_run
     for line in judge(run, data, split=split, seed=seed):
         say(line)
 

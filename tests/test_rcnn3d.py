@@ -6,15 +6,16 @@ import torch
 
 from synthoma.data.batches import Pool, Server
 from synthoma.data.case import Case, Image
-from synthoma.data.dataset import Dataset
+from synthoma.data.dataset import Dataset, resplit
 from synthoma.data.store import DatasetWriter
 from synthoma.data.windows import Window
 from synthoma.engine.scans import find_in_scan, find_in_scans, scan_figures
 from synthoma.engine.settings import TrainSettings
 from synthoma.engine.system import Detections, Detector, Turn
 from synthoma.engine.train import generator_for
-from synthoma.errors import DataError
+from synthoma.errors import DataError, LeakError
 from synthoma.nn.boxes3d import iou
+from synthoma.studies.detection3d import judge_scans
 from synthoma.synthesis.fit import TrainingData, fit, load_trained
 from synthoma.tasks.pyramid3d import anchors_over
 from synthoma.tasks.rcnn3d import (
@@ -50,6 +51,11 @@ def volumes(out, n=24, size=(32, 40, 48), seed=0):
                     f"p{i:02}",
                     Image(values.astype(np.int16)[None]),
                     boxes=np.array(boxes, np.float32),
+                    traits={
+                        "sizes": ["small", "medium"][: len(boxes)],
+                        "attenuations": ["solid"] * len(boxes),
+                        "diameters_mm": [float(b[3] - b[0]) for b in boxes],
+                    },
                     box_labels=("nodule",) * len(boxes),
                 )
             )
@@ -199,6 +205,22 @@ def test_it_learns_to_find_balls_in_whole_scans_larger_than_its_window(balls, tm
     figures = scan_figures(findings)
     assert figures["cpm_iou25"] > 0.6
     assert findings.detections.boxes.max() > 32  # beyond the first window
+    lines = judge_scans(tmp_path / "run", balls.folder, split="test", seed=0)
+    assert [line.split(":")[0] for line in lines[:8]] == [
+        f"{rule}, {name}"
+        for rule in ("CPM at IoU 0.25", "CPM by LUNA16's rule")
+        for name in ("all nodules", "small", "medium", "solid")
+    ]
+    assert float(lines[0].split()[6].rstrip(",")) == pytest.approx(figures["cpm_iou25"], abs=1e-3)
+    with pytest.raises(LeakError):
+        judge_scans(tmp_path / "run", resplit_to_test(balls, tmp_path), split="test", seed=0)
+
+
+def resplit_to_test(dataset, tmp_path):
+    """The same volumes with the training patients in the test split."""
+    splits = dataset.splits
+    swapped = {**splits, "train": splits["test"], "test": splits["train"]}
+    return resplit(dataset, tmp_path / "swapped", swapped).folder
 
 
 class Told(Detector):

@@ -26,6 +26,7 @@ from synthoma.data.store import refuse_existing
 from synthoma.data.subset import subset
 from synthoma.engine.evaluate import Findings, find_all
 from synthoma.engine.run import Run
+from synthoma.engine.scans import find_in_scans
 from synthoma.engine.system import Detector
 from synthoma.errors import DataError, LeakError, SettingsError
 from synthoma.synthesis.fit import load_trained, pick_device
@@ -86,15 +87,19 @@ def find_in(
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> Findings:
-    """What the trained detector of a run finds in a dataset, at its test resolution."""
+    """What the trained detector of a run finds in a dataset: in slices at its test side, in volumes
+    window by window."""
     detector, facts = load_trained(run, str(pick_device(device)))
     if not isinstance(detector, Detector):
         raise SettingsError(f"{run}: {facts['name']} is not a detector")
+    precision = Run.open(run).facts["train"]["precision"]
+    if dataset.about["dimensions"] == 3:
+        return find_in_scans(detector, dataset, precision=precision, progress=progress)
     return find_all(
         detector,
         dataset,
         side_px=facts["system"]["test_side_px"],
-        precision=Run.open(run).facts["train"]["precision"],
+        precision=precision,
         progress=progress,
     )
 

@@ -22,8 +22,8 @@ from synthoma.data.dataset import Dataset
 from synthoma.data.split import check_no_leak
 from synthoma.engine.evaluate import classifier_figures, classify_all, figures, find_all
 from synthoma.engine.run import Run
-from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.scans import find_in_scans, scan_figures
+from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import Classifier, Detector, System
 from synthoma.engine.train import Outcome, Watch, train
 from synthoma.errors import DataError, ResourceError, SettingsError
