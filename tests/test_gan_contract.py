@@ -198,6 +198,20 @@ def test_what_goes_on_from_a_checkpoint_ends_in_the_same_bytes(name):
     assert all(torch.equal(tensor, ends[1][key]) for key, tensor in ends[0].items())
 
 
+def test_a_step_in_half_precision_reads_no_memory_that_nobody_wrote(name):
+    """What was freed is full of NaN; convolutions in bf16 have read it."""
+    gan = fresh(name).train()
+    half = TrainSettings(steps=2, checkpoint_every=2, precision="bf16")
+    game = Game(gan, half, 0, torch.device("cpu"))
+    for step in (1, 2):
+        shared = {}
+        for player in game.players:
+            trash = [torch.full((2**k,), float("nan")) for k in range(4, 20) for _ in range(4)]
+            del trash
+            game.make_move(player, serve, gan.request(step), step, 0, shared)
+            assert all(p.isfinite().all() for p in gan.parameters()), player.name
+
+
 def test_learns_that_the_corner_is_black_and_the_centre_bright(name):
     """The cheapest proof that the game is wired the right way round."""
     gan = fresh(name)

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from synthoma.engine.settings import TrainSettings
 from synthoma.engine.system import Turn
-from synthoma.engine.train import generator_for
+from synthoma.engine.train import Game, generator_for
 from synthoma.gans.mcgan import (
     MCGAN,
     PRESETS,
@@ -115,7 +116,7 @@ def test_what_is_told_reaches_the_generator_and_the_critic_but_not_the_context()
     nodule = middle(given["image"])
     told, changed = (told_of(b).float() for b in (given, others))
     assert not torch.equal(gan.value(nodule, told), gan.value(nodule, changed))
-    assert gan.context[0].in_channels == 2
+    assert gan.context.layers[0].in_channels == 2
 
 
 def test_labels_are_swapped_in_every_third_step_of_the_context_alone():
@@ -134,6 +135,22 @@ def test_the_distance_is_paid_for_in_the_variant_with_l1_alone():
     terms, shared = moves(built(distance_weight=100))
     found = terms["generator"]["distance"].item()
     assert found == pytest.approx(100 * shared["log/distance"].item(), rel=1e-5)
+
+
+def test_a_step_in_half_precision_reads_no_memory_that_nobody_wrote():
+    """What was freed is full of NaN, so that whoever reads it finds them."""
+    config = MCGANConfig(side_px=32, width=8, batch_size=4)
+    for _ in range(4):
+        torch.manual_seed(0)
+        gan = MCGAN(config).train()
+        half = TrainSettings(steps=1, checkpoint_every=1, precision="bf16")
+        game = Game(gan, half, 0, torch.device("cpu"))
+        shared = {}
+        for player in game.players:
+            trash = [torch.full((2**k,), float("nan")) for k in range(4, 21) for _ in range(4)]
+            del trash
+            game.make_move(player, lambda *args: batch(side_px=32), gan.request(1), 1, 0, shared)
+            assert all(p.isfinite().all() for p in gan.parameters()), player.name
 
 
 def test_cubes_are_flipped_along_y_and_x_but_not_from_head_to_feet():

@@ -11,9 +11,9 @@ penalty; the generator minimises the sum of both, and with `distance_weight` 100
 to the real nodule too. Chance enters by the noise in the box and by dropout, drawn in samples too.
 Differs from the paper: real and synthetic labels are swapped in every third step of the context
 discriminator alone; a Wasserstein critic has no labels, and its swapped loss would only shrink it.
-Not stated, so ours: 4x4x4 filters of stride 2 and widths as in pix2pix; three such layers and
-one of stride 1 in both discriminators, batch normalisation in the first (not in its first layer),
-none in the critic, whose penalty is a single image's; Adam's betas (0.5, 0.999); dropout 0.5 in the
+Not stated, so ours: 4x4x4 filters of stride 2 and widths as in pix2pix; three such layers and one
+of 3x3x3 in both discriminators, batch normalisation in the first (not in its first layer), none in
+the critic, whose penalty is a single image's; Adam's betas (0.5, 0.999); dropout 0.5 in the
 decoder's first three layers. The last deconvolution is computed where its output is kept: in the
 middle half.
 """
@@ -112,16 +112,29 @@ class Generator(nn.Module):
         return torch.tanh(made.to(seen.dtype))
 
 
-def discriminator(maps: int, width: int, *, normalised: bool) -> nn.Sequential:
-    """Volumes (n, maps, side, ...) -> logits (n, 1, side / 8 - 1, ...)."""
-    layers: list[nn.Module] = [nn.Conv3d(maps, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-    for _ in range(2):
-        layers.append(nn.Conv3d(width, 2 * width, 4, stride=2, padding=1, bias=not normalised))
-        layers += [nn.BatchNorm3d(2 * width)] if normalised else []
+class Discriminator(nn.Module):
+    """Volumes (n, maps, side, ...) -> logits (n, 1, side / 8, ...)."""
+
+    def __init__(self, maps: int, width: int, *, normalised: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv3d(maps, width, 4, stride=2, padding=1)]
         layers.append(nn.LeakyReLU(0.2))
-        width *= 2
-    # a nodule of 8 voxels ends at one, which a filter of 4 would not cover
-    return nn.Sequential(*layers, nn.Conv3d(width, 1, 3, padding=1)).apply(begin)
+        for _ in range(2):
+            layers.append(nn.Conv3d(width, 2 * width, 4, stride=2, padding=1, bias=not normalised))
+            layers += [nn.BatchNorm3d(2 * width)] if normalised else []
+            layers.append(nn.LeakyReLU(0.2))
+            width *= 2
+        self.layers = nn.Sequential(*layers)
+        self.logits = nn.Conv3d(width, 1, 3, padding=1)
+        self.apply(begin)
+
+    def forward(self, volume: Float[Tensor, "n k z y x"]) -> Float[Tensor, "n 1 z2 y2 x2"]:
+        """The logits, in float32: in bf16 on CPUs the gradient of the last weights reads memory
+        that nobody wrote (torch 2.15, oneDNN, one output channel, few voxels)."""
+        features = self.layers(volume)
+        with torch.autocast(volume.device.type, enabled=False):
+            logits: Tensor = self.logits(features.float())
+        return logits.to(volume.dtype)
 
 
 def begin(layer: nn.Module) -> None:
@@ -140,8 +153,8 @@ class MCGAN(GAN):
         super().__init__()
         self.config = config
         self.generator = Generator(config)
-        self.context = discriminator(2 * config.channels, config.width, normalised=True)
-        self.critic = discriminator(config.channels + TOLD, config.width, normalised=False)
+        self.context = Discriminator(2 * config.channels, config.width, normalised=True)
+        self.critic = Discriminator(config.channels + TOLD, config.width, normalised=False)
         self.noise_shape = (8,)  # a seed; one normal number would repeat within thousands
         self.side_px = config.side_px
 
@@ -204,12 +217,12 @@ class MCGAN(GAN):
     def judge(self, pair: Float[Tensor, "n k z y x"]) -> Tensor:
         """Logits of the context discriminator."""
         logits: Tensor = self.context(pair)
-        return logits.to(pair.dtype)
+        return logits
 
     def value(self, nodule: Float[Tensor, "n c z y x"], told: Float[Tensor, "n 6"]) -> Tensor:
         """What the critic makes of a nodule that shall be as told."""
         logits: Tensor = self.critic(torch.cat([nodule, tiled(told, nodule)], dim=1))
-        return logits.to(nodule.dtype).mean(dim=(1, 2, 3, 4))
+        return logits.mean(dim=(1, 2, 3, 4))
 
     def paint(self, noisy: Tensor, told: Tensor, chance: Sequence[torch.Generator]) -> Tensor:
         """Nodules for cubes with noise, what is dropped drawn from a generator each."""
