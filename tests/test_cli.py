@@ -119,7 +119,7 @@ def test_what_is_wrong_is_said_in_one_line_with_the_right_exit_code(brains, tmp_
         (("train", "--resume", tmp_path), 3, "not a run folder"),
         (("sample", tmp_path, "--out", out), 3, "not a run folder"),
         (("augment", brains, "--out", out, "--scale", "huge"), 2, "smoke"),
-        (("data", "import", tmp_path, "--format", "dicom", "--out", out), 2, "nifti"),
+        (("data", "import", tmp_path, "--format", "tiff", "--out", out), 2, "nifti"),
     ]
     for words, code, said in cases:
         done = synthoma(*words, expect=code)
