@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from synthoma.data.boxes import around, clip, shift, sides
 from synthoma.data.case import Case, Image
 from synthoma.data.dataset import Dataset
-from synthoma.data.split import Splits
+from synthoma.data.split import those_left
 from synthoma.data.store import DatasetWriter
 from synthoma.errors import DataError
 
@@ -75,18 +75,13 @@ def prepare(
     about = dataset.about
     if about["dimensions"] != 2:
         raise DataError(f"{dataset.folder}: 3D; `prepare` is for slices (import with an axis)")
-    before = dataset.splits
-
-    def splits(present: list[str]) -> Splits:
-        left = set(present)
-        return {name: [p for p in patients if p in left] for name, patients in before.items()}
 
     steps = [*about.get("prepared", []), settings.model_dump(mode="json")]
     with DatasetWriter(
         out,
         patients_from=about["patients_from"],
         value_range=(0, 255),
-        splits=splits,
+        splits=those_left(dataset.splits),
         drop_duplicates=True,  # two that differ only outside the window are one image now
         about={"prepared": steps, "from": {"digest": about["digest"], "dropped": about["dropped"]}},
     ) as writer:

@@ -4,7 +4,7 @@ A split is a list of patient ids, so a case cannot be in two splits unless its p
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -54,6 +54,16 @@ def split_patients(
 def all_to_train(patients: list[str]) -> Splits:
     """The split of synthetic images, which are for training only."""
     return {"train": patients, "validation": [], "test": []}
+
+
+def those_left(before: Mapping[str, list[str]]) -> Callable[[list[str]], Splits]:
+    """For a dataset made of another: its splits, of the patients that are still there."""
+
+    def splits(present: list[str]) -> Splits:
+        left = set(present)
+        return {name: [p for p in own if p in left] for name, own in before.items()}
+
+    return splits
 
 
 def draw_patients(

@@ -7,7 +7,7 @@ The cube of a box is the region of twice its sides around the same centre, resam
 so that every nodule fills the same middle half (Han's thesis, section 6.2.1).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, Shaped
 
 from synthoma.data.case import Case, Image
 from synthoma.data.dataset import Dataset
-from synthoma.data.split import Splits
+from synthoma.data.split import those_left
 from synthoma.data.store import DatasetWriter
 from synthoma.errors import DataError
 
@@ -158,11 +158,6 @@ def cut_all(
     """
     if dataset.about["dimensions"] != 3:
         raise DataError(f"{dataset.folder}: slices; cubes are cut from volumes")
-    before: Mapping[str, list[str]] = dataset.splits
-
-    def splits(present: list[str]) -> Splits:
-        left = set(present)
-        return {name: [p for p in own if p in left] for name, own in before.items()}
 
     quarter, rest = side_px // 4, side_px - side_px // 4
     middle = np.array([[quarter] * 3 + [rest] * 3], np.float32)
@@ -171,7 +166,7 @@ def cut_all(
         out,
         patients_from=dataset.about["patients_from"],
         value_range=window_hu,
-        splits=splits,
+        splits=those_left(dataset.splits),
         drop_duplicates=True,
         about=about,
     ) as writer:

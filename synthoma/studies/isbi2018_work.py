@@ -41,8 +41,6 @@ from synthoma.synthesis.fit import TrainingData
 
 #: Images on a sample sheet, and the side of each there.
 ON_SHEET, SHEET_PX = 64, 128
-#: What the two-sample test is also made of: real slices that a GAN learnt from.
-REAL = "real training slices"
 
 
 class BratsWork:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from synthoma.data.dataset import Dataset
-from synthoma.data.split import Splits
+from synthoma.data.split import those_left
 from synthoma.data.store import DatasetWriter, refuse_existing
 from synthoma.engine.evaluate import probabilities_of
 from synthoma.engine.run import Run
@@ -72,11 +72,7 @@ def label(
     likeliest, chances = probabilities.argmax(1), probabilities.max(1)
     guesses = {i: (classifier.classes[k], float(p))
                for i, k, p in zip(asked, likeliest, chances, strict=True)}  # fmt: skip
-    before, run_id = dataset.splits, facts["id"]
-
-    def splits(present: list[str]) -> Splits:
-        left = set(present)
-        return {name: [p for p in own if p in left] for name, own in before.items()}
+    run_id = facts["id"]
 
     about = {k: v for k, v in dataset.about.items() if k in ("prepared", "phantom")}
     given = Counter(name for name, chance in guesses.values() if chance >= sure)
@@ -84,7 +80,7 @@ def label(
         out,
         patients_from=dataset.about["patients_from"],
         value_range=dataset.about["value_range"],
-        splits=splits,
+        splits=those_left(dataset.splits),
         about=about
         | {"from": {name: dataset.about[name] for name in ("digest", "dropped")}}
         | {"labelled": {"by": run_id, "sure": sure, "asked": len(asked), "given": dict(given)}},

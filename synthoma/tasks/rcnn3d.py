@@ -205,7 +205,7 @@ class RCNN3D(Detector):
 
     def distance(self, found: Tensor, wanted: Tensor, n: int) -> Tensor:
         """Smooth L1 of deltas, summed over boxes, over the number of samples."""
-        error = F.smooth_l1_loss(found / 1.0, wanted / self.scales, beta=1.0, reduction="sum")
+        error = F.smooth_l1_loss(found, wanted / self.scales, beta=1.0, reduction="sum")
         return error / max(1, n)
 
     def best_proposals(
