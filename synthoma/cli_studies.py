@@ -2,7 +2,7 @@
 
 import importlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,14 +24,16 @@ def augment(
     ctx: typer.Context,
     dataset: Annotated[Path | None, typer.Argument(help="A dataset folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to create.")] = None,
-    task: Annotated[str, typer.Option(help="detect or classify.")] = "detect",
+    task: Annotated[str, typer.Option(help="detect, classify or detect3d.")] = "detect",
     scale: Annotated[str, typer.Option(help="paper, small or smoke.")] = "paper",
     also: Annotated[
         list[Path] | None, typer.Option(help="Tumour-free slices for generators alone.")
     ] = None,
     slices: Annotated[
         int,
-        typer.Option(min=0, help="Low data: train on so many images of whole patients; 0: all."),
+        typer.Option(
+            min=0, help="Low data: train on so many images (or scans) of whole patients; 0: all."
+        ),
     ] = 0,
     draws: Annotated[
         int, typer.Option(min=1, help="How many such draws of patients, no patient in two.")
@@ -50,10 +52,10 @@ def augment(
     """
     from synthoma.data.dataset import Dataset
     from synthoma.studies import augment as study
-    from synthoma.studies import classify
+    from synthoma.studies import classify, detect3d
 
-    if task not in ("detect", "classify"):
-        raise SettingsError(f"--task {task}; allowed: detect, classify")
+    if task not in ("detect", "classify", "detect3d"):
+        raise SettingsError(f"--task {task}; allowed: detect, classify, detect3d")
     if resume is not None:
         only_beside_resume(ctx, "minutes", "device")
         folder = resume
@@ -61,35 +63,21 @@ def augment(
         if dataset is None or out is None:
             raise SettingsError("give DATASET and --out, or --resume STUDY")
         folder = out
-        settings = read_settings(config, replaced)
         Dataset.open(dataset)
-        if task == "classify":
-            if also:
-                raise SettingsError("--also is of --task detect: tumour-free slices have no boxes")
-            study.begin(
-                out,
-                classify.settings_for(
-                    dataset,
-                    scale=scale,
-                    seed=seed,
-                    slices=slices,
-                    draws=draws,
-                    overrides=settings,
-                ),
-            )
+        wanted: dict[str, Any] = {
+            "scale": scale,
+            "seed": seed,
+            "slices": slices,
+            "draws": draws,
+            "overrides": read_settings(config, replaced),
+        }
+        if task == "detect":
+            study.begin(out, study.settings_for(dataset, also=also or [], **wanted))
+        elif also:
+            raise SettingsError("--also is of --task detect: tumour-free slices have no boxes")
         else:
-            study.begin(
-                out,
-                study.settings_for(
-                    dataset,
-                    scale=scale,
-                    also=also or [],
-                    seed=seed,
-                    slices=slices,
-                    draws=draws,
-                    overrides=settings,
-                ),
-            )
+            of_task = classify if task == "classify" else detect3d
+            study.begin(out, of_task.settings_for(dataset, **wanted))
     if not study.go_on(folder, minutes=minutes, device=device):
         say(f"time is up; synthoma augment --resume {folder}")
 

@@ -32,7 +32,7 @@ from synthoma.data.batches import Pool, Request
 from synthoma.data.vois import ATTENUATIONS, SIZES
 from synthoma.engine.settings import Preset, TrainSettings
 from synthoma.engine.system import GAN, Batch, Losses, Player, Turn
-from synthoma.errors import SettingsError
+from synthoma.errors import DataError, SettingsError
 from synthoma.nn.dropout import coins, seeded_by
 from synthoma.nn.losses import LEAST_SQUARES, WASSERSTEIN, gradient_penalty
 
@@ -298,7 +298,17 @@ def flipped(
 
 
 def fitted(config: MCGANConfig, pools: dict[str, Pool]) -> MCGANConfig:
-    """The settings with what the data decides: the number of channels."""
+    """The settings with what the data decides: the number of channels.
+
+    Raises:
+        DataError: Cubes of another side, or no cubes.
+    """
+    for dataset in pools["real"].datasets:
+        if {dataset.values(i).shape[1:] for i in range(len(dataset))} != {(config.side_px,) * 3}:
+            raise DataError(
+                f"{dataset.folder}: not cubes of {config.side_px} voxels; cut them with `synthoma "
+                f"data cubes SCANS --side-px {config.side_px}`, or set system.side_px"
+            )
     return config.model_copy(update={"channels": pools["real"].channels})
 
 

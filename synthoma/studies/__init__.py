@@ -7,4 +7,6 @@ PAPERS: dict[str, str] = {
     "(Han et al. 2019, table 1; thesis, table 2)",
     "isbi2018_brats": "brain MR of four sequences drawn by DCGAN and WGAN, and told from real "
     "(Han et al. 2018)",
+    "mcgan_nodules": "lung nodules found with nodules that MCGAN drew into CT scans (Han's thesis, "
+    "table 5)",
 }

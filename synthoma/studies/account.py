@@ -9,18 +9,26 @@ import numpy as np
 from synthoma.data.dataset import Dataset
 from synthoma.data.sheet import to_bytes
 from synthoma.engine.run import Run, versions
-from synthoma.metrics.detection import froc, operating_point, sensitivity_at
 from synthoma.metrics.diversity import collapsed
 from synthoma.metrics.embedding import embed, perplexity_for
 from synthoma.metrics.intervals import coverage_warning
 from synthoma.metrics.matching import match
 from synthoma.report.content import SmallTable
-from synthoma.report.figures import Curve, Detected, Froc, TrainingRun
+from synthoma.report.figures import Detected, Froc, TrainingRun
 from synthoma.report.page import Grid, Report
 from synthoma.report.scatter import Scatter
 from synthoma.report.table import Adherence, Estimate, PublishedRow, Refused, Table
 from synthoma.studies.detection import IOUS, PRIMARY, THRESHOLD, Cell, adherence, make_rows
-from synthoma.studies.shown import EMBEDDED, LARGE, boxes_32, facts_of, picked, pictures, whole
+from synthoma.studies.shown import (
+    EMBEDDED,
+    LARGE,
+    boxes_32,
+    facts_of,
+    froc_curve,
+    picked,
+    pictures,
+    whole,
+)
 from synthoma.studies.verdict import painted_box
 
 if TYPE_CHECKING:
@@ -92,7 +100,20 @@ def account(work: "Work") -> Report:
         notes=[*notes(work), *choices(work, cells)],
         small_tables=[table_of_sets(work, sets, drawn), table_of_adherence(obeyed)],
         froc=[
-            Froc(f"IoU {iou:g}", [curve(setup, own, iou) for setup, own in cells.items()])
+            Froc(
+                f"IoU {iou:g}",
+                [
+                    froc_curve(
+                        setup,
+                        [
+                            match(c.findings.detections, c.findings.truths, iou_threshold=iou)
+                            for c in own
+                        ],
+                        THRESHOLD,
+                    )
+                    for setup, own in cells.items()
+                ],
+            )
             for iou in IOUS.values()
         ],
         grids=[
@@ -362,20 +383,6 @@ def scatters(work: "Work", sets: Sequence[str]) -> list[Scatter]:
             )
         )
     return found
-
-
-def curve(setup: str, cells: Sequence[Cell], iou: float) -> Curve:
-    """The FROC curve of a set-up, the mean over its seeds."""
-    matched = [match(c.findings.detections, c.findings.truths, iou_threshold=iou) for c in cells]
-    curves = [froc(m) for m in matched]
-    rate = np.unique(np.concatenate([own for own, _ in curves]))
-    sensitivity = np.mean([sensitivity_at(rate, *own) for own in curves], axis=0)
-    points = [operating_point(m, threshold=THRESHOLD) for m in matched]
-    where = (
-        float(np.mean([point.false_positives_per_case for point in points])),
-        float(np.mean([point.sensitivity for point in points])),
-    )
-    return Curve(setup, rate, sensitivity, operating_point=where)
 
 
 def detections(test: Dataset, cells: dict[str, list[Cell]], seed: int) -> list[Detected]:

@@ -39,6 +39,7 @@ from synthoma.studies.trained import Trained, check_that_it_finishes, checked, p
 
 if TYPE_CHECKING:
     from synthoma.studies.classify import ClassifyStudy
+    from synthoma.studies.detect3d import ScanStudy
     from synthoma.studies.isbi2018_brats import BratsStudy
 
 BASELINE = "real + classic"
@@ -306,7 +307,7 @@ def settings_for(
     return replaced(study, own, "study")
 
 
-def begin(out: Path, study: "Study | ClassifyStudy | BratsStudy") -> None:
+def begin(out: Path, study: "Study | ClassifyStudy | ScanStudy | BratsStudy") -> None:
     """Write down what a study is to do, in a new folder; a SettingsError where it exists."""
     verb = "augment" if study.name == "augment" else "study"
     if out.exists():
@@ -325,6 +326,10 @@ TASKS = {
     "classify": (
         "synthoma.studies.classify.ClassifyStudy",
         "synthoma.studies.classify_work.ClassifyWork",
+    ),
+    "detect3d": (
+        "synthoma.studies.detect3d.ScanStudy",
+        "synthoma.studies.detect3d_work.ScanWork",
     ),
     "draw": (
         "synthoma.studies.isbi2018_brats.BratsStudy",

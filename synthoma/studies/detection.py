@@ -9,7 +9,7 @@ two more files, and a cell that has them is never run again:
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from synthoma.data.dataset import Dataset
 from synthoma.data.split import check_no_leak
 from synthoma.data.store import read_json, write_json
-from synthoma.engine.evaluate import Findings, figures, top_hits, truths_of
+from synthoma.engine.evaluate import Findings, top_hits, truths_of
 from synthoma.engine.run import Run, write_bytes
 from synthoma.engine.settings import TrainSettings
 from synthoma.errors import DataError
@@ -88,11 +88,13 @@ def run_cell(
     minutes: float | None,
     device: str,
     progress: Progress | None,
+    figured: Callable[[Findings], dict[str, float]],
 ) -> Cell | None:
     """Train a detector and test it, or read what an earlier call found.
 
     Args:
         told: For cell.json: which set-up and which draw of patients this is.
+        figured: The figures of a split that cell.json keeps.
 
     Returns:
         None where the minutes were up before the training ended.
@@ -124,8 +126,8 @@ def run_cell(
         "n_real": facts["n_real"],
         "n_synthetic": facts["n_synthetic"],
         "step": outcome.best_step or outcome.step,
-        "figures": figures(findings, threshold=THRESHOLD),
-        "validation": figures(find_in(folder, validation, device=device), threshold=THRESHOLD)
+        "figures": figured(findings),
+        "validation": figured(find_in(folder, validation, device=device))
         if len(validation)
         else {},
         "seconds": round(outcome.seconds + time.monotonic() - began, 1),

@@ -5,7 +5,7 @@ those of whole scans for every subset; findings that nobody has to find (trait `
 neither way.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def judge_scans(run: Path, data: Path, *, split: str, seed: int) -> list[str]:
     lines = [
         f"{rule}, {name}: {said(metric, seed)}"
         for rule, matches in rules(findings, dataset).items()
-        for name, metric in cpms_of(matches, dataset).items()
+        for name, metric in cpms_of([matches], dataset).items()
     ]
     n = len(set(findings.patients))
     warning = coverage_warning(n)
@@ -82,16 +82,39 @@ def rules(findings: Findings, dataset: Dataset) -> dict[str, Matches]:
     return found
 
 
-def cpms_of(matches: Matches, dataset: Dataset) -> dict[str, PatientMetric]:
-    """CPM of all nodules, of each size, of each attenuation that there is."""
+def cpms_of(runs: Sequence[Matches], dataset: Dataset) -> dict[str, PatientMetric]:
+    """CPM of all nodules, of each size, of each attenuation that there is, the mean over runs."""
     patients = np.array(dataset.patient_ids)
-    found = {"all nodules": cpm_of([matches], patients)}
+    found = {"all nodules": cpm_of(runs, patients)}
+    for name, wanted in kinds_of(dataset).items():
+        found[name] = cpm_of([subset(matches, wanted) for matches in runs], patients)
+    return found
+
+
+def kinds_of(dataset: Dataset) -> dict[str, Bool[np.ndarray, " t"]]:
+    """By size and by attenuation that there is: which boxes are so."""
+    found: dict[str, Bool[np.ndarray, " t"]] = {}
     for trait, names in (("sizes", SIZES), ("attenuations", ATTENUATIONS)):
         own = np.array([str(value) for value in per_box(dataset, trait)])
-        for name in names:
-            wanted: Bool[np.ndarray, " t"] = own == name
-            if wanted.any():
-                found[name] = cpm_of([subset(matches, wanted)], patients)
+        found |= {name: own == name for name in names if (own == name).any()}
+    return found
+
+
+#: The metric that claims are about: all nodules, IoU 0.25.
+PRIMARY = "cpm"
+
+
+def metrics_of(runs: Sequence[Findings], dataset: Dataset) -> dict[str, PatientMetric]:
+    """The metrics of a report's table, of one set-up trained several times: CPM at IoU 0.25 of all
+    nodules and of each kind, and of all by LUNA16's rule."""
+    matched = [rules(own, dataset) for own in runs]
+    at_iou, *others = matched[0]
+    of_all, *of_kinds = cpms_of([own[at_iou] for own in matched], dataset).items()
+    found = {PRIMARY: of_all[1]}
+    found |= {f"{PRIMARY}_{name.replace('-', '_')}": metric for name, metric in of_kinds}
+    for rule in others:
+        patients = np.array(dataset.patient_ids)
+        found[f"{PRIMARY}_luna16"] = cpm_of([own[rule] for own in matched], patients)
     return found
 
 

@@ -8,7 +8,9 @@ import numpy as np
 from synthoma.data.batches import resize, signed_unit
 from synthoma.data.dataset import Dataset
 from synthoma.data.sheet import to_bytes
-from synthoma.report.figures import Picture
+from synthoma.metrics.detection import froc, operating_point, sensitivity_at
+from synthoma.metrics.matching import Matches
+from synthoma.report.figures import Curve, Picture
 from synthoma.studies.verdict import lesions
 
 #: Scales whose reports lay images out in the plane, and how many of each kind.
@@ -44,6 +46,19 @@ def pictures(dataset: Dataset, places: Sequence[int]) -> list[Picture]:
         Picture(to_bytes(dataset.values(i), value_range), dataset.boxes(i), dataset[i].case_id)
         for i in places
     ]
+
+
+def froc_curve(setup: str, matched: Sequence[Matches], threshold: float) -> Curve:
+    """The FROC curve of a set-up, the mean over its trainings, marked at a score."""
+    curves = [froc(m) for m in matched]
+    rate = np.unique(np.concatenate([own for own, _ in curves]))
+    sensitivity = np.mean([sensitivity_at(rate, *own) for own in curves], axis=0)
+    points = [operating_point(m, threshold=threshold) for m in matched]
+    where = (
+        float(np.mean([point.false_positives_per_case for point in points])),
+        float(np.mean([point.sensitivity for point in points])),
+    )
+    return Curve(setup, rate, sensitivity, operating_point=where)
 
 
 def facts_of(

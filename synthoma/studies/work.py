@@ -26,12 +26,14 @@ from synthoma.data.prepare import prepare
 from synthoma.data.split import check_no_leak, draw_patients
 from synthoma.data.store import read_json, write_json
 from synthoma.data.subset import subset
+from synthoma.engine.evaluate import figures
 from synthoma.errors import DataError
 from synthoma.phantoms.folder import write_brains
 from synthoma.studies.account import account
 from synthoma.studies.augment import BASELINE, PASTE, Setup, Study
 from synthoma.studies.cells import Stock, cell_folder, finished, refused, report_once
 from synthoma.studies.detection import (
+    THRESHOLD,
     Cell,
     check_boxes,
     read_cell,
@@ -365,6 +367,7 @@ class Work:
                 minutes=self.tasks.minutes_left,
                 device=self.device,
                 progress=show,
+                figured=partial(figures, threshold=THRESHOLD),
             )
         return done is not None
 
