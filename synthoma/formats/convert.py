@@ -18,6 +18,7 @@ from synthoma.data.case import Case, Real
 from synthoma.data.dataset import Dataset
 from synthoma.data.split import Splits, splits_from_cases
 from synthoma.data.store import DatasetWriter, new_folder
+from synthoma.data.vois import WINDOW_HU
 from synthoma.errors import DataError, LeakError, SettingsError
 from synthoma.formats import load_format
 from synthoma.formats.manifest import Manifest, read_manifest, writing_manifest
@@ -119,6 +120,7 @@ class _Import:
         self.without_split: str | None = None
         self.errors: list[str] = []
         self.dtypes: set[str] = set()
+        self.kinds: set[tuple[int, str]] = set()
         self.n_boxes = 0
         self.progress: Callable[[int, int], None] = lambda done, n: None
         writer.about["imported"] = {
@@ -187,6 +189,7 @@ class _Import:
             )
         )
         self.dtypes.add(found.image.values.dtype.name)
+        self.kinds.add((len(found.image.space), found.image.unit))
         self.n_boxes += 0 if boxes is None else len(boxes)
 
     def _fit_boxes(self, found: Found) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -215,6 +218,8 @@ class _Import:
                 f"left out: {dict(writer.dropped)}){first}"
             )
         value_range = (0.0, 255.0) if self.reading.pictures and self.dtypes == {"uint8"} else None
+        if self.kinds == {(3, "hu")}:  # whole CTs, which `prepare` does not take
+            value_range = WINDOW_HU
         if self.manifest is not None and self.manifest.about.value_range is not None:
             value_range = self.manifest.about.value_range
         splits_from = "the source" if self.home else "7:1:2 by patient, seed 0"
