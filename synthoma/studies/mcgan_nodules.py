@@ -18,8 +18,8 @@ Differs from the paper:
   Three trainings a row at paper scale, where it states one; intervals over patients, and paired
   differences. CPM by LUNA16's rule of centres stands beside that at IoU 0.25.
   Nothing is refused (study.least_found=0).
-  Phantoms of `small` are one lung at 1.5 mm, those of `smoke` a part of one at 2.5 mm; each scan
-  has a nodule.
+  Phantoms of `small` are the middle of one lung at 1 mm, those of `smoke` at 2.5 mm; each scan has
+  a nodule.
 Not here: its visual Turing tests of nodules.
 """
 
@@ -79,10 +79,10 @@ CHESTS = {
         slices=256, rows=224, columns=320, spacing_mm=(1.0, 1.0, 1.0), patients=903
     ),
     "small": ChestConfig(
-        slices=150,
-        rows=150,
-        columns=106,
-        spacing_mm=(1.5, 1.5, 1.5),
+        slices=144,
+        rows=128,
+        columns=104,
+        spacing_mm=(1.0, 1.0, 1.0),
         centre_mm=LEFT_LUNG_MM,
         patients=120,
         nodules_least=1,

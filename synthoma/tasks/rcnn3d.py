@@ -362,11 +362,14 @@ PRESETS: dict[str, Preset] = {
             hidden=128,
             optimizer="adamw",
             learning_rate=1e-3,
-            decay_steps=1_600,
+            decay_steps=1_200,
             proposals=60,
+            # with those of `paper` no proposal was of a nodule in the first 1,000 steps
+            anchor_iou=(0.1, 0.3),
+            region_iou=0.2,
         ),
         TrainSettings(
-            steps=2_000,
+            steps=1_500,
             precision="bf16",
             checkpoint_every=500,
             validate_every=500,
