@@ -71,7 +71,7 @@ class Plain:
         """All three players, each with nodules of its own."""
         gan, batch = self.gan, serve(self.gan.request(1), 1, 0, 0)
         real, told = batch["image"], told_of(batch).float()
-        noisy = with_noise(real, [self.chance] * len(real))
+        noisy = with_noise(real, [self.chance] * len(real), gan.config.noise)
 
         def minimise(k: int, net: nn.Module, loss: Tensor) -> None:
             gradients = torch.autograd.grad(loss, list(net.parameters()))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from synthoma.engine.settings import TrainSettings
 from synthoma.engine.system import Turn
@@ -12,6 +13,7 @@ from synthoma.gans.mcgan import (
     PRESETS,
     TOLD,
     MCGANConfig,
+    begin,
     flipped,
     middle,
     placed,
@@ -50,6 +52,9 @@ def test_the_papers_preset_is_the_thesis():
     assert (preset.system.side_px, preset.system.batch_size) == (64, 16)
     assert preset.system.learning_rate == 2e-4
     assert preset.train.steps == 6_000_000
+    told = preset.system
+    assert (told.noise, told.swap_every, told.critic_moves, told.dropout_layers) == (0.5, 3, 1, 3)
+    assert told.critic_learning_rate == 2e-4
     assert TOLD == 6  # so the generator's input is 64 x 64 x 64 x 7
     gan = MCGAN(preset.system)
     first = gan.generator.down[0][0]
@@ -79,6 +84,33 @@ def test_the_last_deconvolution_is_the_middle_of_the_whole_one():
     assert torch.allclose(found, wanted, atol=1e-6)
 
 
+def test_a_deconvolution_begins_smooth_so_that_nodules_are_not_chequered():
+    layer = nn.ConvTranspose3d(256, 8, 4, stride=2, padding=1, bias=False)
+    begin(layer)
+    made = layer(torch.randn(1, 256, 1, 1, 1).expand(1, 256, 6, 6, 6))[..., 2:-2, 2:-2, 2:-2]
+    assert torch.allclose(made, made[..., :1, :1, :1].expand_as(made), atol=1e-5)
+    made = layer(torch.randn(4, 256, 6, 6, 6))
+    plain = nn.ConvTranspose3d(256, 8, 4, stride=2, padding=1, bias=False)
+    nn.init.normal_(plain.weight, 0, 0.02)
+    assert 0.3 < made.std() / plain(torch.randn(4, 256, 6, 6, 6)).std() < 1.1
+
+
+def test_layers_without_dropout_keep_every_feature():
+    gan = MCGAN(MCGANConfig(side_px=16, width=4, dropout_layers=1))
+    kept = gan.generator.kept(16, [torch.Generator().manual_seed(k) for k in range(2)])
+    assert [own.shape for own in kept] == [(2, 16, 2, 2, 2)]
+    seen = torch.randn(2, 1 + TOLD, 16, 16, 16)
+    whole = [torch.ones_like(own) for own in kept]
+    half = gan.generator(seen, [w.float() / 2 for w in whole])
+    assert torch.equal(gan.generator(seen, []), half)
+
+
+def test_a_faster_critic_moves_more_often():
+    gan = MCGAN(MCGANConfig(side_px=16, width=4, critic_moves=3, critic_learning_rate=1e-3))
+    found = {p.name: (p.moves, p.optimizer.param_groups[0]["lr"]) for p in gan.players(1)}
+    assert found == {"context": (1, 2e-4), "critic": (3, 1e-3), "generator": (1, 2e-4)}
+
+
 def test_the_generator_does_not_see_the_nodule_that_it_replaces():
     gan, given = built().eval(), batch()
     noise = torch.randn(4, 8)
@@ -95,9 +127,11 @@ def test_around_the_nodule_nothing_changes():
 
 def test_noise_lies_in_the_middle_alone_and_within_a_half():
     cube = torch.full((3, 1, 16, 16, 16), 0.9)
-    noisy = with_noise(cube, [torch.Generator().manual_seed(k) for k in range(3)])
+    noisy = with_noise(cube, [torch.Generator().manual_seed(k) for k in range(3)], 0.5)
     assert torch.equal(placed(noisy, middle(cube)), cube)
     inner = middle(noisy)
+    less = with_noise(cube, [torch.Generator().manual_seed(k) for k in range(3)], 0.1)
+    assert torch.allclose(middle(less), inner / 5)
     assert -0.5 <= inner.min() < -0.49
     assert 0.49 < inner.max() <= 0.5
     assert not torch.equal(inner[0], inner[1])
