@@ -236,7 +236,7 @@ def test_every_scale_is_a_preset_whose_data_decides_the_channels(name):
 
     class Cases:
         def values(self, i: int) -> torch.Tensor:
-            return torch.zeros(3, 16, 16)
+            return torch.zeros(3, *[16] * module.SYSTEM.dimensions)
 
     pool = object.__new__(Pool)
     pool.datasets, pool.labels, pool.ends = (Cases(),), ["small", "large"], np.array([600])

@@ -1,19 +1,26 @@
 """MCGAN: the thesis' sizes, what the generator sees, and who is told what."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from synthoma.data.batches import Pool
+from synthoma.data.case import Case, Image
+from synthoma.data.dataset import Dataset
+from synthoma.data.store import DatasetWriter
 from synthoma.engine.settings import TrainSettings
 from synthoma.engine.system import Turn
 from synthoma.engine.train import Game, generator_for
+from synthoma.errors import DataError
 from synthoma.gans.mcgan import (
     MCGAN,
     PRESETS,
     TOLD,
     MCGANConfig,
     begin,
+    fitted,
     flipped,
     middle,
     placed,
@@ -194,3 +201,11 @@ def test_cubes_are_flipped_along_y_and_x_but_not_from_head_to_feet():
     plain = cube[0, 0]
     wanted = [plain, plain.flip(1), plain.flip(2), plain.flip(1, 2)]
     assert kinds == {tuple(one.flatten().tolist()) for one in wanted}
+
+
+def test_cubes_of_another_side_say_how_to_cut_them(tmp_path):
+    with DatasetWriter(tmp_path / "cubes", patients_from="made") as writer:
+        writer.add(Case("a", "a", Image(np.zeros((1, 24, 24, 24), np.int16))))
+    pools = {"real": Pool([Dataset.open(tmp_path / "cubes")])}
+    with pytest.raises(DataError, match="not cubes of 16 voxels; cut them with .* --side-px 16"):
+        fitted(TINY, pools)

@@ -326,7 +326,7 @@ def fitted(config: MCGANConfig, pools: dict[str, Pool]) -> MCGANConfig:
         DataError: Cubes of another side, or no cubes.
     """
     for dataset in pools["real"].datasets:
-        if {dataset.values(i).shape[1:] for i in range(len(dataset))} != {(config.side_px,) * 3}:
+        if dataset.values(0).shape[1:] != (config.side_px,) * 3:
             raise DataError(
                 f"{dataset.folder}: not cubes of {config.side_px} voxels; cut them with `synthoma "
                 f"data cubes SCANS --side-px {config.side_px}`, or set system.side_px"
