@@ -204,8 +204,9 @@ def test_cubes_are_flipped_along_y_and_x_but_not_from_head_to_feet():
 
 
 def test_cubes_of_another_side_say_how_to_cut_them(tmp_path):
-    with DatasetWriter(tmp_path / "cubes", patients_from="made") as writer:
+    cubes = DatasetWriter(tmp_path / "cubes", patients_from="made", value_range=(0, 1))
+    with cubes as writer:
         writer.add(Case("a", "a", Image(np.zeros((1, 24, 24, 24), np.int16))))
     pools = {"real": Pool([Dataset.open(tmp_path / "cubes")])}
-    with pytest.raises(DataError, match="not cubes of 16 voxels; cut them with .* --side-px 16"):
+    with pytest.raises(DataError, match=r"not cubes of 16 voxels; cut them with .* --side-px 16"):
         fitted(TINY, pools)
