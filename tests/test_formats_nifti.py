@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from synthoma.data.batches import Pool
 from synthoma.data.boxes import around
 from synthoma.data.case import Case, Image, Synthetic
 from synthoma.data.dataset import Dataset
@@ -75,6 +76,18 @@ def test_the_planes_of_a_whole_volume_are_its_axial_slices(tmp_path: Path) -> No
     assert whole.image.spacing_mm == (3.0, 2.0, 1.0)
     assert whole.boxes is None
     assert whole.label is None
+
+
+def test_whole_volumes_of_ct_are_ready_to_train_on_and_others_say_why_not(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "chest.nii", HEAD)
+    ct = import_nifti(tmp_path / "in", axis="volume", unit="hu")
+    assert ct.about["value_range"] == (-1000, 400)
+    assert ct[0].image.unit == "hu"
+    Pool([ct])
+    with pytest.raises(DataError, match=r"only CT is known in volumes: .*nifti\.unit=hu"):
+        Pool([import_nifti(tmp_path / "in", axis="volume")])
+    with pytest.raises(DataError, match="run `synthoma data prepare`"):
+        Pool([import_nifti(tmp_path / "in", unit="hu")])
 
 
 def lesions() -> np.ndarray:

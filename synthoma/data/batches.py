@@ -68,6 +68,16 @@ class Request:
             )
 
 
+def unprepared(dataset: Dataset) -> str:
+    """What to do where nobody knows which values are black and white."""
+    how = (
+        "run `synthoma data prepare`"
+        if dataset.about["dimensions"] == 2
+        else "only CT is known in volumes: import it as such (nifti: --set nifti.unit=hu)"
+    )
+    return f"{dataset.folder}: its values have no known range; {how}"
+
+
 class Pool:
     """Cases to deal from: some datasets, one after the other.
 
@@ -81,9 +91,7 @@ class Pool:
             raise DataError("no dataset was given to deal cases from")
         for dataset in datasets:
             if dataset.about.get("value_range") is None:
-                raise DataError(
-                    f"{dataset.folder}: its values have no known range; run `synthoma data prepare`"
-                )
+                raise DataError(unprepared(dataset))
             if len(dataset) == 0:
                 raise DataError(f"{dataset.folder}: none of its cases were selected")
         if len({dataset.about["dimensions"] for dataset in datasets}) != 1:

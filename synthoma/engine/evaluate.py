@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from synthoma.data.batches import resize, signed_unit
+from synthoma.data.batches import resize, signed_unit, unprepared
 from synthoma.data.boxes import scale
 from synthoma.data.dataset import Dataset
 from synthoma.engine.system import Classifier, Detector
@@ -172,8 +172,9 @@ def probabilities_of(
 def check_ready(dataset: Dataset) -> None:
     """Refuse an empty dataset, and one that is not prepared."""
     if not len(dataset) or dataset.about["value_range"] is None:
-        why = "no case is selected" if not len(dataset) else "run `synthoma data prepare` first"
-        raise DataError(f"{dataset.folder}: {why}")
+        raise DataError(
+            unprepared(dataset) if len(dataset) else f"{dataset.folder}: no case is selected"
+        )
 
 
 def labels_of(dataset: Dataset, classes: tuple[str, ...]) -> Int64[np.ndarray, " n"]:

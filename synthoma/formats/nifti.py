@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import ndimage
 
 from synthoma import __version__
-from synthoma.data.case import Case, Synthetic, no_boxes
+from synthoma.data.case import Case, Synthetic, Unit, no_boxes
 from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError
 from synthoma.formats.naming import FileNames
@@ -88,6 +88,11 @@ class NiftiSettings(BaseModel):
     every: int = Field(1, ge=1, description="Every n-th slice.")
     volume_index: int | None = Field(
         None, ge=0, description="Which volume of a 4D file; not given: 4D files are an error."
+    )
+    unit: Unit = Field(
+        "arbitrary",
+        description="Of the values, which the file does not say: hu for CT, whose whole volumes "
+        "are then ready to train on (-1000 to 400 HU).",
     )
     sequence: str = Field(
         "", description="Trait of every case; empty: from the file's name (T1, T1c, T2, FLAIR)."
@@ -190,6 +195,7 @@ class VolumeReader:
                 label = self.settings.label_with if own.any() else self.settings.label_without
                 boxes = self._boxes(own, instances, title)
                 case = replace(case, label=label or None, boxes=boxes)
+            case = replace(case, image=replace(image, unit=self.settings.unit))
             if sidecar is not None:
                 case = replace(case, image=sidecar.own(image), origin=sidecar.origin)
             if sidecar is not None and axis == sidecar.axis:
