@@ -178,7 +178,8 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
             "learning_rate": 1e-3,
         },
         "classifier_train": {**_SHORT, "steps": 100, "validate_every": 25},
-        PRETRAINED: {"side_px": 96},
+        "pggan_train": {"steps": 10_500},  # of two classes; full grown from step 7,000 on
+        PRETRAINED: {"side_px": 64},
         f"{PRETRAINED}_train": {**_SHORT, "steps": 100, "validate_every": 25},
     },
     "smoke": {
