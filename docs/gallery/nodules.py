@@ -2,8 +2,9 @@
 
 RUN is a trained mcgan, SCANS phantoms of `study mcgan_nodules` (of whole bodies the air outside
 would be taken for lung). Nodules of each attenuation (rows) and size (7, 15, 25 mm) are ordered,
-three of each, at places in the lung drawn by chance from seed 0, away from nodules. Each is shown before and after, in an axial, a coronal and a sagittal view of twice the box.
-None is chosen; black ones are of scans that the copy check left out.
+three of each, at places in the lung drawn by chance from seed 0, away from nodules. Each is shown
+before and after, in an axial, a coronal and a sagittal view of twice the box. None is chosen; black
+ones are of scans that the copy check left out.
 """
 
 import sys

@@ -38,6 +38,10 @@ from synthoma.synthesis.fit import Mixed, TrainingData
 from synthoma.synthesis.place import place
 from synthoma.zoo import load_entry
 
+#: So many times more scans are drawn than are wanted: those with a copy are left out, and with L1
+#: that was every third on phantoms.
+SPARE = 1.5
+
 
 class ScanWork:
     """The parts of a study, each done once."""
@@ -175,7 +179,7 @@ class ScanWork:
                 self.generator(name, d),
                 self.scans(d),
                 folder,
-                n=ceil(1.05 * most * len(self.scans(d))) + 1,
+                n=ceil(SPARE * most * len(self.scans(d))),
                 seed=self.study.seed + d,
                 device="cpu" if self.device == "auto" else self.device,
                 progress=lambda i, n: tell(i, n, ""),
