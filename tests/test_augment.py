@@ -299,7 +299,7 @@ def test_fewer_images_than_wanted_are_dealt_more_often_until_they_are_fewer_than
         for passed, variety, runs in ((2 * n, 2, True), (2 * n - 1, 1, True), (n - 1, 0, False)):
             path.write_text(json.dumps(json.loads(before) | {"admitted": True, "passed": passed}))
             assert work.variety(setup, 0) == variety
-            assert (work.refused(setup, 0) is None) == runs
+            assert (work.cells.refused(setup, 0) is None) == runs
     finally:
         path.write_text(before)
 
@@ -326,8 +326,8 @@ def test_a_set_whose_lesions_are_not_found_is_refused_with_the_reason(finished, 
     before = path.read_text()
     try:
         path.write_text(json.dumps(json.loads(before) | {"admitted": False, "reason": "16 %"}))
-        assert work.refused(setup, 0) == "hybrid: 16 %"
-        cells, refused = work.cells()
+        assert work.cells.refused(setup, 0) == "hybrid: 16 %"
+        cells, refused = work.cells.finished()
         assert setup.name in refused
         assert setup.name not in cells
     finally:

@@ -186,8 +186,8 @@ def test_a_set_whose_classes_are_not_seen_is_refused_with_the_reason(finished):
     before = path.read_text()
     try:
         path.write_text(json.dumps(json.loads(before) | {"admitted": False, "reason": "16 %"}))
-        assert work.refused(setup, 0) == "cgan, draw 0: 16 %"
-        cells, refused = work.cells()
+        assert work.cells.refused(setup, 0) == "cgan, draw 0: 16 %"
+        cells, refused = work.cells.finished()
         assert set(refused) == {name for name in ROWS if "cgan" in name}
         assert BASELINE in cells
     finally:

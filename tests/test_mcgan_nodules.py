@@ -132,14 +132,14 @@ def test_nothing_is_made_twice(finished):
 def test_no_generator_or_detector_saw_a_patient_outside_of_training(finished):
     train = set(finished.real.splits["train"])
     runs = [finished.generator(name, 0) for name in ("mcgan", "mcgan-l1")]
-    runs += [finished.cell_folder(setup.name, 0, 0) for setup in finished.study.setups]
+    runs += [finished.cells.folder(setup.name, 0, 0) for setup in finished.study.setups]
     for run in runs:
         assert set(json.loads((run / "run.json").read_text())["trained_on"]) <= train
 
 
 def test_every_row_has_the_anchors_of_the_real_scans(finished):
     told = [
-        json.loads((finished.cell_folder(s.name, 0, 0) / "run.json").read_text())["system"]
+        json.loads((finished.cells.folder(s.name, 0, 0) / "run.json").read_text())["system"]
         for s in finished.study.setups
     ]
     assert told[0]["anchors"]

@@ -1,6 +1,5 @@
 """The report of a study, from what its folder holds."""
 
-import importlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ from synthoma.data.sheet import to_bytes
 from synthoma.engine.run import Run, versions
 from synthoma.metrics.diversity import collapsed
 from synthoma.metrics.embedding import embed, perplexity_for
-from synthoma.metrics.intervals import coverage_warning
 from synthoma.metrics.matching import match
 from synthoma.report.content import SmallTable
 from synthoma.report.figures import Detected, Froc, TrainingRun
@@ -23,10 +21,12 @@ from synthoma.studies.shown import (
     EMBEDDED,
     LARGE,
     boxes_32,
+    caveats,
     facts_of,
     froc_curve,
     picked,
     pictures,
+    told,
     whole,
 )
 from synthoma.studies.verdict import painted_box
@@ -73,8 +73,8 @@ def account(work: "Work") -> Report:
     from synthoma.studies.augment import BASELINE, PASTE  # noqa: PLC0415 (it imports this file)
 
     study = work.study
-    title, question, published = told(study.name)
-    cells, refused = work.cells()
+    title, question, published = told(study.name, TITLE, QUESTION, PUBLISHED)
+    cells, refused = work.cells.finished()
     real = work.real
     test, train = real.split("test"), work.slices(0)
     drawn = [d for d in range(study.draws) if any(c.facts["draw"] == d for c in cells[BASELINE])]
@@ -140,15 +140,6 @@ def account(work: "Work") -> Report:
     )
 
 
-def told(name: str) -> tuple[str, str, tuple[PublishedRow, ...]]:
-    """The title and the question of a study, and a paper's rows; those of a paper's study are in
-    its own file."""
-    if name == "augment":
-        return TITLE, QUESTION, PUBLISHED
-    paper = importlib.import_module(f"synthoma.studies.{name}")
-    return paper.TITLE, paper.QUESTION, paper.PUBLISHED
-
-
 def adherence_of(
     work: "Work", judge: Cell, sets: Sequence[str]
 ) -> tuple[dict[str, dict[str, Estimate]], list[str]]:
@@ -195,7 +186,7 @@ def table_of_sets(work: "Work", sets: Sequence[str], drawn: Sequence[int]) -> Sm
             copies = "not checked" if v["copies"] is None else str(v["copies"].get("n_copies", 0))
             rows.append(
                 [
-                    f"{name}{work.on(d)}",
+                    f"{name}{work.cells.on(d)}",
                     f"{v['drawn']:,}",
                     f"{v['rate']:.2f} ({v['real_rate']:.2f})",
                     "yes" if v["admitted"] else "no",
@@ -251,24 +242,13 @@ def warnings(
     if study.phantoms is not None:
         said.append("The brains are phantoms made from nothing; nothing here is about patients.")
     said += study.remarks
-    wanted, done = study.draws * study.seeds, table.rows[0].seeds
-    if done < wanted:
-        said.append(f"Unfinished: {done} of {wanted} trainings a set-up; --resume goes on.")
-    if done == 1:
-        said.append(
-            "One draw, one seed: the intervals hold the chance of test patients, not that of "
-            "training."
-        )
     if study.also and study.normal_phantoms is None:
         names = ", ".join(folder.name for folder in study.also)
         said.append(
             f"Tumour-free slices come from another set ({names}), so from other scanners: a "
             "detector may learn to tell the sets apart rather than tumours from none."
         )
-    if warning := coverage_warning(n_patients):
-        said.append(warning)
-    if "one an image" in table.patients_from:
-        said.append("The data name no patients; each image counts as one, which is too hopeful.")
+    said += caveats(study, table, n_patients)
     said += repeating(work, sets, drawn)
     obeyed = table.adherence
     if obeyed is not None and obeyed.real is not None:
@@ -291,8 +271,8 @@ def repeating(work: "Work", sets: Sequence[str], drawn: Sequence[int]) -> Iterat
             real = {f"real {kind}": spread for kind, spread in v["real_diversity"].items()}
             if few := collapsed(v["diversity"] | real):
                 yield (
-                    f"{name}{work.on(d)}: the spread of {' and '.join(few)} is far below that of "
-                    "real slices; the generator repeats itself."
+                    f"{name}{work.cells.on(d)}: the spread of {' and '.join(few)} is far below "
+                    "that of real slices; the generator repeats itself."
                 )
 
 

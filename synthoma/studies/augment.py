@@ -21,7 +21,7 @@ import importlib
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -54,6 +54,15 @@ PAINT_NORMAL = "paint-normal"
 SYSTEMS = {"own": "hybrid", "paint-others": "paint"}
 #: Generators that learn from other patients' slices where there is little data.
 OF_OTHERS = ("hybrid", "paint-others")
+
+
+def check_rows(names: Sequence[str], draws: int, slices: int) -> None:
+    """Refuse, with a ValueError, rows whose cells would share a folder or have nothing to be
+    compared with, and draws that would be one and the same."""
+    if BASELINE not in names or len({slug(name) for name in names}) < len(names):
+        raise ValueError(f"set-ups {list(names)}; allowed: each once, {BASELINE!r} among them")
+    if draws > 1 and not slices:
+        raise ValueError(f"draws={draws} of all training data would be one and the same")
 
 
 class Source(Trained):
@@ -100,11 +109,6 @@ class Setup(BaseModel):
     )
     others: bool = Field(False, description="With the real slices that generators of others saw.")
 
-    @property
-    def slug(self) -> str:
-        """A folder's name."""
-        return slug(self.name)
-
 
 class Study(BaseModel):
     """Everything that decides the table; study.json keeps it."""
@@ -146,9 +150,7 @@ class Study(BaseModel):
     @model_validator(mode="after")
     def agree(self) -> Self:
         """Settings that only make sense together."""
-        names = [setup.name for setup in self.setups]
-        if BASELINE not in names or len({setup.slug for setup in self.setups}) < len(names):
-            raise ValueError(f"set-ups {names}; allowed: each once, {BASELINE!r} among them")
+        check_rows([setup.name for setup in self.setups], self.draws, self.slices)
         for setup in self.setups:
             for part in setup.parts:
                 if part.set not in (*self.generators, PASTE):
@@ -159,8 +161,6 @@ class Study(BaseModel):
         of_others = any(s.of == "others" for s in self.generators.values())
         if (of_others or any(s.others for s in self.setups)) and not self.slices:
             raise ValueError("with all training slices in the one draw there are no others")
-        if self.draws > 1 and not self.slices:
-            raise ValueError(f"draws={self.draws} of all training slices would be one and the same")
         for name, source in self.generators.items():
             if self.prepare.side_px != source.system["side_px"]:
                 raise ValueError(

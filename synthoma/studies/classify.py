@@ -23,8 +23,7 @@ from synthoma.data.prepare import Prepare
 from synthoma.errors import SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.settings import merged, replaced
-from synthoma.studies.augment import BASELINE, CURATED, Part
-from synthoma.studies.stages import slug
+from synthoma.studies.augment import BASELINE, CURATED, Part, check_rows
 from synthoma.studies.trained import Trained, check_that_it_finishes, checked, preset
 from synthoma.synthesis.clusters import ClusterSettings
 from synthoma.zoo import load_entry
@@ -136,9 +135,7 @@ class ClassifyStudy(BaseModel):
     @model_validator(mode="after")
     def agree(self) -> Self:
         """Settings that only make sense together."""
-        names = [setup.name for setup in self.setups]
-        if BASELINE not in names or len({slug(name) for name in names}) < len(names):
-            raise ValueError(f"set-ups {names}; allowed: each once, {BASELINE!r} among them")
+        check_rows([setup.name for setup in self.setups], self.draws, self.slices)
         for setup in self.setups:
             if setup.classifier not in self.classifiers:
                 raise ValueError(
@@ -151,8 +148,6 @@ class ClassifyStudy(BaseModel):
                 self.made_of(part.name)
         if any(setup.others for setup in self.setups) and not self.slices:
             raise ValueError("with all training images in the one draw there are no others")
-        if self.draws > 1 and not self.slices:
-            raise ValueError(f"draws={self.draws} of all training images would be one and the same")
         for name, source in (*self.generators.items(), *self.refiners.items()):
             if self.prepare.side_px != source.system["side_px"]:
                 raise ValueError(

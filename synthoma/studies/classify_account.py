@@ -1,6 +1,5 @@
 """The report of a classification study, from what its folder holds."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,10 @@ from synthoma.data.dataset import Dataset
 from synthoma.engine.run import Run, versions
 from synthoma.metrics.diversity import collapsed
 from synthoma.metrics.embedding import embed, perplexity_for
-from synthoma.metrics.intervals import coverage_warning
 from synthoma.report.content import Grid, Report
 from synthoma.report.figures import TrainingRun
 from synthoma.report.scatter import Scatter
-from synthoma.report.table import PublishedRow, Refused, Table
+from synthoma.report.table import Refused, Table
 from synthoma.studies.augment import BASELINE
 from synthoma.studies.classification import PRIMARY
 from synthoma.studies.classify import PRETRAINED_BASELINE
@@ -26,7 +24,7 @@ from synthoma.studies.classify_tables import (
     table_of_shortcuts,
     table_of_two_samples,
 )
-from synthoma.studies.shown import EMBEDDED, LARGE, facts_of, pictures, whole
+from synthoma.studies.shown import EMBEDDED, LARGE, caveats, facts_of, pictures, told, whole
 
 if TYPE_CHECKING:
     from synthoma.studies.classify_work import ClassifyWork
@@ -44,8 +42,8 @@ PICTURES = 16
 def account(work: "ClassifyWork") -> Report:
     """Everything that the report shows."""
     study, real = work.study, work.real
-    title, question, published = told(study.name)
-    cells, refused = work.cells()
+    title, question, published = told(study.name, TITLE, QUESTION, None)
+    cells, refused = work.cells.finished()
     drawn = sorted({cell.facts["draw"] for cell in cells[BASELINE]})
     table = Table(
         study=study.name,
@@ -78,15 +76,6 @@ def account(work: "ClassifyWork") -> Report:
         seconds=work.tasks.seconds,
         data=facts_of(real, work.drawn, low_data=bool(study.slices), what="images"),
     )
-
-
-def told(name: str) -> tuple[str, str, tuple[PublishedRow, ...] | None]:
-    """The title and the question of a study, and a paper's rows; those of a paper's study are in
-    its own file."""
-    if name == "augment":
-        return TITLE, QUESTION, None
-    paper = importlib.import_module(f"synthoma.studies.{name}")
-    return paper.TITLE, paper.QUESTION, paper.PUBLISHED
 
 
 def grids(work: "ClassifyWork") -> list[Grid]:
@@ -166,18 +155,7 @@ def warnings(work: "ClassifyWork", table: Table, drawn: Sequence[int]) -> list[s
             "data. This run shows that the chain works; it cannot show whether synthetic data "
             "helps."
         )
-    wanted, done = study.draws * study.seeds, table.rows[0].seeds
-    if done < wanted:
-        said.append(f"Unfinished: {done} of {wanted} trainings a set-up; --resume goes on.")
-    if done == 1:
-        said.append(
-            "One draw, one seed: the intervals hold the chance of test patients, not that of "
-            "training."
-        )
-    if warning := coverage_warning(len(work.real.split("test").patients)):
-        said.append(warning)
-    if "one an image" in table.patients_from:
-        said.append("The data name no patients; each image counts as one, which is too hopeful.")
+    said += caveats(study, table, len(work.real.split("test").patients))
     for name in study.sets:
         for d in drawn:
             v = work.verdict(name, d)
@@ -185,8 +163,8 @@ def warnings(work: "ClassifyWork", table: Table, drawn: Sequence[int]) -> list[s
                 of_real = v["real_diversity"][label] if v is not None else {}
                 if few := collapsed(own | {f"real {kind}": s for kind, s in of_real.items()}):
                     said.append(
-                        f"{name}{work.on(d)}, {label}: the spread of {' and '.join(few)} is far "
-                        "below that of real images; the generator repeats itself."
+                        f"{name}{work.cells.on(d)}, {label}: the spread of {' and '.join(few)} is "
+                        "far below that of real images; the generator repeats itself."
                     )
     return said
 

@@ -44,7 +44,7 @@ def table_of_shortcuts(work: "ClassifyWork", baseline: Sequence[ClassCell]) -> S
         answers |= shortcut_baselines(work.images(d), test, positive=own.positive)
         for name, one in answers.items():
             rows.append(
-                [f"{name}{work.on(d)}", *(said(one, m, work) for m in (PRIMARY, "accuracy"))]
+                [f"{name}{work.cells.on(d)}", *(said(one, m, work) for m in (PRIMARY, "accuracy"))]
             )
     return SmallTable(
         "Shortcuts",
@@ -83,7 +83,7 @@ def table_of_sets(work: "ClassifyWork", drawn: Sequence[int]) -> SmallTable:
             copies = "not checked" if v["copies"] is None else str(v["copies"].get("n_copies", 0))
             rows.append(
                 [
-                    f"{name}{work.on(d)}",
+                    f"{name}{work.cells.on(d)}",
                     f"{v['drawn']:,}",
                     f"{v['found']:.2f} ({by_class})",
                     f"{v['found_real']:.2f}",
@@ -122,7 +122,7 @@ def table_of_pairs(work: "ClassifyWork", cells: Mapping[str, Sequence[ClassCell]
         for one, other in zip(own, cells.get(to, ()), strict=False):
             if setup == to:
                 continue
-            place = f"{work.on(one.facts['draw'])}, seed {one.facts['seed']}"
+            place = f"{work.cells.on(one.facts['draw'])}, seed {one.facts['seed']}"
             rows.append([f"{setup}{place}", to, *of_pair(one.answers, other.answers)])
     return SmallTable(
         "Pairs of classifiers",

@@ -31,10 +31,10 @@ from synthoma.engine.settings import TrainSettings
 from synthoma.errors import DataError
 from synthoma.phantoms.folder import write_brains
 from synthoma.studies.augment import BASELINE, CURATED
-from synthoma.studies.cells import Stock, cell_folder, finished, refused, report_once
+from synthoma.studies.cells import Cells, Stock, report_once
 from synthoma.studies.classify import ClassifyStudy, ClassSetup
 from synthoma.studies.classify_account import account
-from synthoma.studies.classify_cell import ClassCell, judge_set, read_cell, run_cell
+from synthoma.studies.classify_cell import judge_set, read_cell, run_cell
 from synthoma.studies.classify_sets import (
     curate_set,
     draw_set,
@@ -59,6 +59,7 @@ class ClassifyWork:
     ) -> None:
         self.out, self.study, self.command, self.device = out, study, command, device
         self.tasks = Stages(out, minutes)
+        self.cells = Cells(out, study, self.stocks, lambda cell: read_cell(cell, self.data))
 
     def run(self) -> bool:
         """Every stage in turn, with a report after each draw; False where the minutes were up."""
@@ -70,9 +71,9 @@ class ClassifyWork:
         yield [("phantoms", self.draw_phantoms)]
         yield [("prepare", self.prepare)]
         for d in range(study.draws):
-            on = self.on(d)
+            on = self.cells.on(d)
             yield [
-                self.cell_task(judge, d, 0),
+                self.cells.task(self.cell, judge, d, 0),
                 *(
                     (
                         f"train {name}{f' of {c}' * bool(c)}{on}",
@@ -105,16 +106,8 @@ class ClassifyWork:
                 for name in study.sets
                 if self.wants(name, d)
             ]
-            yield [
-                self.cell_task(setup, d, seed)
-                for seed in range(study.seeds)
-                for setup in study.setups
-            ]
+            yield self.cells.tasks(self.cell, d)
             yield [(f"report on {d + 1} of {study.draws} draws", self.report)]
-
-    def on(self, d: int) -> str:
-        """Which draw, where there are several."""
-        return f", draw {d}" if self.study.draws > 1 else ""
 
     # The data
 
@@ -246,7 +239,7 @@ class ClassifyWork:
             return True
         self.judged(name, d).parent.mkdir(exist_ok=True)
         found = judge_set(
-            self.cell_folder(BASELINE, d, 0),
+            self.cells.folder(BASELINE, d, 0),
             Dataset.open(self.set_of(name, d)),
             self.images(d),
             least=self.study.least_found,
@@ -262,7 +255,7 @@ class ClassifyWork:
         for part in setup.parts:
             if (v := self.verdict(part.name, d)) is not None:
                 yield Stock(
-                    name=f"{part.name}{self.on(d)}",
+                    name=f"{part.name}{self.cells.on(d)}",
                     admitted=v["admitted"],
                     reason=v["reason"],
                     images=v["drawn"],
@@ -270,10 +263,6 @@ class ClassifyWork:
                     real=len(self.images(d)) * setup.copies,
                     ratio=part.ratio,
                 )
-
-    def refused(self, setup: ClassSetup, d: int) -> str | None:
-        """Why a set-up is not run from a draw on: its images were refused there, or before."""
-        return refused(stock for k in range(d + 1) for stock in self.stocks(setup, k))
 
     def wants(self, name: str, d: int) -> bool:
         """Whether a set-up with images of a set, or made of it, was not refused on an earlier
@@ -283,15 +272,7 @@ class ClassifyWork:
             for setup in self.study.setups
             if any(name in self.study.made_of(part.name) for part in setup.parts)
         ]
-        return d == 0 or any(self.refused(setup, d - 1) is None for setup in asking)
-
-    def cell_folder(self, setup: str, d: int, seed: int) -> Path:
-        """The folder of one classifier."""
-        return cell_folder(self.out, setup, d, seed)
-
-    def cell_task(self, setup: ClassSetup, d: int, seed: int) -> Task:
-        """One classifier, trained and tested."""
-        return f"{setup.name}{self.on(d)}, seed {seed}", partial(self.cell, setup, d, seed)
+        return self.cells.any_left(asking, d)
 
     def classifier(self, setup: ClassSetup, d: int) -> tuple[BaseModel, TrainSettings]:
         """Its settings and its loop's: as long as every row's, or for as many epochs."""
@@ -309,8 +290,8 @@ class ClassifyWork:
 
     def cell(self, setup: ClassSetup, d: int, seed: int) -> bool:
         """Train a classifier and test it, unless that was done or its images were refused."""
-        folder, study = self.cell_folder(setup.name, d, seed), self.study
-        if (folder / "cell.json").is_file() or self.refused(setup, d) is not None:
+        folder, study = self.cells.folder(setup.name, d, seed), self.study
+        if (folder / "cell.json").is_file() or self.cells.refused(setup, d) is not None:
             return True
         fitted, loop = self.classifier(setup, d)
         if not setup.classic:
@@ -325,7 +306,7 @@ class ClassifyWork:
             repeat=self.repeat(setup, d),
             synthetic_first=setup.synthetic_first,
         )
-        with training(f"{setup.name}{self.on(d)}, seed {seed}") as show:
+        with training(self.cells.title(setup, d, seed)) as show:
             done = run_cell(
                 folder,
                 {"setup": setup.name, "draw": d},
@@ -337,17 +318,6 @@ class ClassifyWork:
                 progress=show,
             )
         return done is not None
-
-    def cells(self) -> tuple[dict[str, list[ClassCell]], dict[str, str]]:
-        """The finished classifiers of each set-up, on the draws and seeds that every set-up has;
-        and why a set-up has none."""
-        study = self.study
-        return finished(
-            study.setups,
-            [(d, seed) for d in range(study.draws) for seed in range(study.seeds)],
-            lambda name, d, seed: read_cell(self.cell_folder(name, d, seed), self.data),
-            {s.name: why for s in study.setups if (why := self.refused(s, study.draws - 1))},
-        )
 
     def report(self) -> bool:
         """The table of the draws and seeds that every set-up has; made once of the same cells."""

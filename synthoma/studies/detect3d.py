@@ -31,8 +31,7 @@ from synthoma.data.dataset import Dataset
 from synthoma.errors import SettingsError
 from synthoma.phantoms.chest import ChestConfig
 from synthoma.settings import merged, replaced
-from synthoma.studies.augment import BASELINE, SEEDS
-from synthoma.studies.stages import slug
+from synthoma.studies.augment import BASELINE, SEEDS, check_rows
 from synthoma.studies.trained import Trained, checked, preset
 
 #: What is trained, by the name of its settings: the system, and what differs from its preset.
@@ -49,11 +48,6 @@ class ScanSetup(BaseModel):
     name: str
     set: str = Field("", description="The generator whose scans are mixed in; empty: none.")
     ratio: NonNegativeFloat = Field(0, description="Synthetic scans a real one.")
-
-    @property
-    def slug(self) -> str:
-        """A folder's name."""
-        return slug(self.name)
 
 
 class ScanStudy(BaseModel):
@@ -86,9 +80,7 @@ class ScanStudy(BaseModel):
     @model_validator(mode="after")
     def agree(self) -> Self:
         """Settings that only make sense together."""
-        names = [setup.name for setup in self.setups]
-        if BASELINE not in names or len({setup.slug for setup in self.setups}) < len(names):
-            raise ValueError(f"set-ups {names}; allowed: each once, {BASELINE!r} among them")
+        check_rows([setup.name for setup in self.setups], self.draws, self.slices)
         for setup in self.setups:
             if (setup.name == BASELINE) == bool(setup.set) or bool(setup.set) != bool(setup.ratio):
                 raise ValueError(f"{setup.name!r}: a set and its ratio in every row but {BASELINE}")
@@ -96,8 +88,6 @@ class ScanStudy(BaseModel):
                 raise ValueError(f"{setup.name!r} wants scans of {setup.set!r}, no generator here")
         if len({source.system["side_px"] for source in self.generators.values()}) > 1:
             raise ValueError("generators see cubes of one side: give all the same side_px")
-        if self.draws > 1 and not self.slices:
-            raise ValueError(f"draws={self.draws} of all training scans would be one and the same")
         return self
 
 

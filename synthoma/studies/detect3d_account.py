@@ -1,6 +1,5 @@
 """The report of a study of detectors of volumes, from what its folder holds."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +12,16 @@ from synthoma.data.vois import ATTENUATIONS, SIZES, nodules_of
 from synthoma.engine.run import Run, versions
 from synthoma.engine.scans import THRESHOLD
 from synthoma.metrics.detection import cpm, froc
-from synthoma.metrics.intervals import coverage_warning
 from synthoma.metrics.matching import Matches
 from synthoma.report.content import Grid, Report, SmallTable
 from synthoma.report.figures import Detected, Froc, Picture, TrainingRun
-from synthoma.report.table import PublishedRow, Refused, Row, Table
+from synthoma.report.table import Refused, Row, Table
 from synthoma.studies.augment import BASELINE
 from synthoma.studies.detection import Cell
 from synthoma.studies.detection3d import IOU, PRIMARY, metrics_of, per_box, rules
-from synthoma.studies.drawn_nodules import RATE, density_of
+from synthoma.studies.drawn_nodules import JUDGED, RATE, density_of
 from synthoma.studies.rows import rows_of
-from synthoma.studies.shown import facts_of, froc_curve
+from synthoma.studies.shown import caveats, facts_of, froc_curve, told
 
 if TYPE_CHECKING:
     from synthoma.studies.detect3d_work import ScanWork
@@ -41,8 +39,8 @@ PICTURES, VIEW_PX = 36, 64
 def account(work: "ScanWork") -> Report:
     """Everything that the report shows."""
     study, real = work.study, work.real
-    title, question, published = told(study.name)
-    cells, refused = work.cells()
+    title, question, published = told(study.name, TITLE, QUESTION, None)
+    cells, refused = work.cells.finished()
     test = real.split("test")
     drawn = sorted({cell.facts["draw"] for cell in cells[BASELINE]})
     table = Table(
@@ -92,15 +90,6 @@ def account(work: "ScanWork") -> Report:
         seconds=work.tasks.seconds,
         data=facts_of(real, work.drawn, low_data=bool(study.slices), what="scans"),
     )
-
-
-def told(name: str) -> tuple[str, str, tuple[PublishedRow, ...] | None]:
-    """The title and the question of a study, and a paper's rows; those of a paper's study are in
-    its own file."""
-    if name == "augment":
-        return TITLE, QUESTION, None
-    paper = importlib.import_module(f"synthoma.studies.{name}")
-    return paper.TITLE, paper.QUESTION, paper.PUBLISHED
 
 
 def make_rows(cells: Mapping[str, Sequence[Cell]], test: Dataset, *, seed: int) -> tuple[Row, ...]:
@@ -157,7 +146,7 @@ def table_of_sets(work: "ScanWork", sets: Sequence[str], drawn: Sequence[int]) -
             copies = v["copies"] or {}
             rows.append(
                 [
-                    f"{name}{work.on(d)}",
+                    f"{name}{work.cells.on(d)}",
                     f"{v['drawn']:,}",
                     "yes" if v["admitted"] else "no",
                     str(copies.get("n_copies", "not checked")),
@@ -171,7 +160,8 @@ def table_of_sets(work: "ScanWork", sets: Sequence[str], drawn: Sequence[int]) -
         "Copies: nodules nearer to a training nodule than real ones of other patients come. The "
         "rest: the share of drawn nodules (in brackets: of real validation nodules) that the "
         f"draw's own detector finds at IoU {IOU:g}, at {RATE:g} false positive a real validation "
-        "scan. Drawn nodules lie in scans that it trained on, where real nodules were.",
+        f"scan, in the first {JUDGED} scans. Drawn nodules lie in scans that it trained on, where "
+        "real nodules were.",
     )
 
 
@@ -198,7 +188,7 @@ def table_of_density(work: "ScanWork", sets: Sequence[str]) -> SmallTable:
         ("Nodules", *(kind.capitalize() for kind in ATTENUATIONS)),
         rows,
         "Mean HU of the middle of a nodule (half of each side of its box), ± standard deviation "
-        "over nodules; of the first draw.",
+        f"over nodules; of the first draw's {JUDGED} first scans.",
     )
 
 
@@ -215,17 +205,7 @@ def warnings(work: "ScanWork", table: Table, n_patients: int) -> list[str]:
         )
     if study.phantoms is not None:
         found.append("The chests are phantoms made from nothing; nothing here is about patients.")
-    wanted, done = study.draws * study.seeds, table.rows[0].seeds
-    if done < wanted:
-        found.append(f"Unfinished: {done} of {wanted} trainings a set-up; --resume goes on.")
-    if done == 1:
-        found.append(
-            "One draw, one seed: the intervals hold the chance of test patients, not that of "
-            "training."
-        )
-    if warning := coverage_warning(n_patients):
-        found.append(warning)
-    return found
+    return found + caveats(study, table, n_patients)
 
 
 def notes(work: "ScanWork") -> list[str]:

@@ -27,10 +27,10 @@ from synthoma.engine.scans import scan_figures
 from synthoma.errors import DataError
 from synthoma.phantoms.folder import write_chests
 from synthoma.studies.augment import BASELINE
-from synthoma.studies.cells import Stock, cell_folder, finished, refused, report_once
+from synthoma.studies.cells import Cells, Stock, report_once
 from synthoma.studies.detect3d import ScanSetup, ScanStudy
 from synthoma.studies.detect3d_account import account
-from synthoma.studies.detection import Cell, check_boxes, read_cell, run_cell
+from synthoma.studies.detection import check_boxes, read_cell, run_cell
 from synthoma.studies.drawn_nodules import judge_nodules
 from synthoma.studies.stages import Stages, Task
 from synthoma.studies.trained import train_up
@@ -51,6 +51,7 @@ class ScanWork:
     ) -> None:
         self.out, self.study, self.command, self.device = out, study, command, device
         self.tasks = Stages(out, minutes)
+        self.cells = Cells(out, study, self.stocks, lambda cell: read_cell(cell, study.dataset))
 
     def run(self) -> bool:
         """Every stage in turn, with a report after each draw; False where the minutes were up."""
@@ -62,24 +63,16 @@ class ScanWork:
         yield [("draw phantoms", self.draw_phantoms)]
         yield [("cut cubes", self.cut_cubes)]
         for d in range(study.draws):
-            on = self.on(d)
+            on = self.cells.on(d)
             wanted = [name for name in study.generators if self.wants(name, d)]
             yield [
-                self.cell_task(judge, d, 0),
+                self.cells.task(self.cell, judge, d, 0),
                 *((f"train {name}{on}", partial(self.train_generator, name, d)) for name in wanted),
             ]
             yield [(f"draw {name}{on}", partial(self.draw_set, name, d)) for name in wanted]
             yield [(f"judge {name}{on}", partial(self.judge, name, d)) for name in wanted]
-            yield [
-                self.cell_task(setup, d, seed)
-                for seed in range(study.seeds)
-                for setup in study.setups
-            ]
+            yield self.cells.tasks(self.cell, d)
             yield [(f"report on {d + 1} of {study.draws} draws", self.report)]
-
-    def on(self, d: int) -> str:
-        """Which draw, where there are several."""
-        return f", draw {d}" if self.study.draws > 1 else ""
 
     # The data
 
@@ -147,8 +140,8 @@ class ScanWork:
         patients = tuple(p for p in self.drawn[d] if p in with_nodules)
         if not patients:
             raise DataError(
-                f"{self.study.dataset}: no training patient{self.on(d)} has a nodule of known size "
-                "and attenuation to learn from"
+                f"{self.study.dataset}: no training patient{self.cells.on(d)} has a nodule of "
+                "known size and attenuation to learn from"
             )
         with training(f"train {folder.name}") as show:
             done = train_up(
@@ -203,7 +196,7 @@ class ScanWork:
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
             facts = judge_nodules(
-                self.cell_folder(BASELINE, d, 0),
+                self.cells.folder(BASELINE, d, 0),
                 Dataset.open(self.set_of(name, d)),
                 self.real.split("validation"),
                 least=self.study.least_found,
@@ -215,7 +208,7 @@ class ScanWork:
     def wants(self, name: str, d: int) -> bool:
         """Whether a set was not refused on an earlier draw."""
         own = [setup for setup in self.study.setups if setup.set == name]
-        return d == 0 or any(self.refused(setup, d - 1) is None for setup in own)
+        return self.cells.any_left(own, d)
 
     # Detectors
 
@@ -223,7 +216,7 @@ class ScanWork:
         """The scans of a set-up that were judged on a draw."""
         if setup.set and (v := self.verdict(setup.set, d)) is not None:
             yield Stock(
-                name=f"{setup.set}{self.on(d)}",
+                name=f"{setup.set}{self.cells.on(d)}",
                 admitted=v["admitted"],
                 reason=v["reason"],
                 images=v["drawn"],
@@ -232,29 +225,17 @@ class ScanWork:
                 ratio=setup.ratio,
             )
 
-    def refused(self, setup: ScanSetup, d: int) -> str | None:
-        """Why a set-up is not run from a draw on: its scans were refused there, or before."""
-        return refused(stock for k in range(d + 1) for stock in self.stocks(setup, k))
-
-    def cell_folder(self, setup: str, d: int, seed: int) -> Path:
-        """The folder of one detector."""
-        return cell_folder(self.out, setup, d, seed)
-
-    def cell_task(self, setup: ScanSetup, d: int, seed: int) -> Task:
-        """One detector, trained and tested."""
-        return f"{setup.name}{self.on(d)}, seed {seed}", partial(self.cell, setup, d, seed)
-
     def cell(self, setup: ScanSetup, d: int, seed: int) -> bool:
         """Train a detector and test it, unless that was done or its scans were refused."""
-        folder, data = self.cell_folder(setup.name, d, seed), self.study.dataset
-        if read_cell(folder, data) is not None or self.refused(setup, d) is not None:
+        folder, data = self.cells.folder(setup.name, d, seed), self.study.dataset
+        if read_cell(folder, data) is not None or self.cells.refused(setup, d) is not None:
             return True
         folder.parent.mkdir(exist_ok=True)
         detector = self.study.detector
         config, loop = detector.settings()
         pool = {"real": Pool([self.scans(d)])}  # anchors, classes: the same for every row
         mixed = [Mixed(folder=self.set_of(setup.set, d), ratio=setup.ratio)] if setup.set else []
-        with training(f"{setup.name}{self.on(d)}, seed {seed}") as show:
+        with training(self.cells.title(setup, d, seed)) as show:
             done = run_cell(
                 folder,
                 {"setup": setup.name, "draw": d},
@@ -272,17 +253,6 @@ class ScanWork:
                 figured=scan_figures,
             )
         return done is not None
-
-    def cells(self) -> tuple[dict[str, list[Cell]], dict[str, str]]:
-        """The finished detectors of each set-up, on the draws and seeds that every set-up has; and
-        why a set-up has none."""
-        study = self.study
-        return finished(
-            study.setups,
-            [(d, seed) for d in range(study.draws) for seed in range(study.seeds)],
-            lambda name, d, seed: read_cell(self.cell_folder(name, d, seed), study.dataset),
-            {s.name: why for s in study.setups if (why := self.refused(s, study.draws - 1))},
-        )
 
     def report(self) -> bool:
         """The table of the draws and seeds that every set-up has; made once of the same cells."""

@@ -1,7 +1,8 @@
 """Pictures, points and facts that the reports of studies show, whatever the task."""
 
+import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -9,13 +10,58 @@ from synthoma.data.batches import resize, signed_unit
 from synthoma.data.dataset import Dataset
 from synthoma.data.sheet import to_bytes
 from synthoma.metrics.detection import froc, operating_point, sensitivity_at
+from synthoma.metrics.intervals import coverage_warning
 from synthoma.metrics.matching import Matches
 from synthoma.report.figures import Curve, Picture
+from synthoma.report.table import PublishedRow, Table
 from synthoma.studies.verdict import lesions
 
 #: Scales whose reports lay images out in the plane, and how many of each kind.
 LARGE = ("small", "paper")
 EMBEDDED = 500
+
+
+def told(
+    name: str, title: str, question: str, published: tuple[PublishedRow, ...] | None
+) -> tuple[str, str, tuple[PublishedRow, ...] | None]:
+    """The title, the question and the published rows of a study: these, or those in a paper's own
+    file."""
+    if name == "augment":
+        return title, question, published
+    paper = importlib.import_module(f"synthoma.studies.{name}")
+    return paper.TITLE, paper.QUESTION, paper.PUBLISHED
+
+
+class Repeated(Protocol):
+    """A study of several trainings."""
+
+    @property
+    def draws(self) -> int:
+        """Of patients."""
+        ...
+
+    @property
+    def seeds(self) -> int:
+        """Of a set-up on a draw."""
+        ...
+
+
+def caveats(study: Repeated, table: Table, n_patients: int) -> list[str]:
+    """What a reader must know of any table: unfinished, how often trained, how many patients."""
+    found = []
+    wanted, done = study.draws * study.seeds, table.rows[0].seeds
+    if done < wanted:
+        found.append(f"Unfinished: {done} of {wanted} trainings a set-up; --resume goes on.")
+    if done == 1:
+        found.append(
+            "One draw, one seed: the intervals hold the chance of test patients, not that of "
+            "training."
+        )
+    if warning := coverage_warning(n_patients):
+        found.append(warning)
+    if "one an image" in table.patients_from:
+        found.append("The data name no patients; each image counts as one, which is too hopeful.")
+    return found
 
 
 def whole(dataset: Dataset, n: int = EMBEDDED) -> np.ndarray:

@@ -31,10 +31,9 @@ from synthoma.errors import DataError
 from synthoma.phantoms.folder import write_brains
 from synthoma.studies.account import account
 from synthoma.studies.augment import BASELINE, PASTE, Setup, Study
-from synthoma.studies.cells import Stock, cell_folder, finished, refused, report_once
+from synthoma.studies.cells import Cells, Stock, report_once
 from synthoma.studies.detection import (
     THRESHOLD,
-    Cell,
     check_boxes,
     read_cell,
     read_findings,
@@ -64,6 +63,7 @@ class Work:
     ) -> None:
         self.out, self.study, self.command, self.device = out, study, command, device
         self.tasks = Stages(out, minutes)
+        self.cells = Cells(out, study, self.stocks, lambda cell: read_cell(cell, self.data))
 
     def run(self) -> bool:
         """Every stage in turn, with a report after each draw; False where the minutes were up."""
@@ -80,31 +80,27 @@ class Work:
         sets = {part.set for setup in study.setups for part in setup.parts}
         judge = next(setup for setup in study.setups if setup.name == BASELINE)
         for d in range(study.draws):
-            tasks = [self.cell_task(judge, d, 0)]
+            tasks = [self.cells.task(self.cell, judge, d, 0)]
             if d == 0:
                 tasks = [
                     (f"train {name}", partial(self.train_generator, name)) for name in of_others
                 ]
-                tasks += [self.cell_task(judge, d, 0)]
+                tasks += [self.cells.task(self.cell, judge, d, 0)]
             tasks += [
-                (f"train {name}{self.on(d)}", partial(self.train_generator, name, d))
+                (f"train {name}{self.cells.on(d)}", partial(self.train_generator, name, d))
                 for name in of_draw
                 if self.wants(name, d)
             ]
             yield tasks
             sets = {name for name in sets if self.wants(name, d)}
-            yield [(f"draw {name}{self.on(d)}", partial(self.draw_set, name, d)) for name in sets]
-            yield [(f"judge {name}{self.on(d)}", partial(self.judge, name, d)) for name in sets]
             yield [
-                self.cell_task(setup, d, seed)
-                for seed in range(study.seeds)
-                for setup in study.setups
+                (f"draw {name}{self.cells.on(d)}", partial(self.draw_set, name, d)) for name in sets
             ]
+            yield [
+                (f"judge {name}{self.cells.on(d)}", partial(self.judge, name, d)) for name in sets
+            ]
+            yield self.cells.tasks(self.cell, d)
             yield [(f"report on {d + 1} of {study.draws} draws", self.report)]
-
-    def on(self, d: int) -> str:
-        """Which draw, where there are several."""
-        return f", draw {d}" if self.study.draws > 1 else ""
 
     # The data
 
@@ -273,7 +269,7 @@ class Work:
         sharing = {n for n, source in self.study.generators.items() if source.shares == name}
         asking = [s for s in self.study.setups
                   if {name, *sharing} & {part.set for part in s.parts}]  # fmt: skip
-        return d == 0 or any(self.refused(setup, d - 1) is None for setup in asking)
+        return self.cells.any_left(asking, d)
 
     def judge(self, name: str, d: int) -> bool:
         """Let the draw's own detector, trained on its real slices, look for the ordered lesions,
@@ -284,7 +280,7 @@ class Work:
         folder.mkdir(parents=True, exist_ok=True)
         drawn, curated = Dataset.open(self.set_of(name, d)), self.set_of(name, d, curated=True)
         found = judge_set(
-            self.cell_folder(BASELINE, d, 0),
+            self.cells.folder(BASELINE, d, 0),
             drawn,
             self.slices(d),
             least=self.study.least_found,
@@ -305,7 +301,7 @@ class Work:
         for part in setup.parts:
             if (v := self.verdict(part.set, d)) is not None:
                 yield Stock(
-                    name=f"{part.set}{self.on(d)}",
+                    name=f"{part.set}{self.cells.on(d)}",
                     admitted=v["admitted"],
                     reason=v["reason"],
                     images=v["passed" if part.curated else "drawn"],
@@ -314,28 +310,16 @@ class Work:
                     ratio=part.ratio,
                 )
 
-    def refused(self, setup: Setup, d: int) -> str | None:
-        """Why a set-up is not run from a draw on: its images were refused there, or before."""
-        return refused(stock for k in range(d + 1) for stock in self.stocks(setup, k))
-
     def variety(self, setup: Setup, d: int) -> int:
         """How many times more different synthetic images are dealt: as the study wants, or as many
         as there are."""
         most = self.study.variety
         return min([stock.variety(most) for stock in self.stocks(setup, d)], default=1)
 
-    def cell_folder(self, setup: str, d: int, seed: int) -> Path:
-        """The folder of one detector."""
-        return cell_folder(self.out, setup, d, seed)
-
-    def cell_task(self, setup: Setup, d: int, seed: int) -> Task:
-        """One detector, trained and tested."""
-        return f"{setup.name}{self.on(d)}, seed {seed}", partial(self.cell, setup, d, seed)
-
     def cell(self, setup: Setup, d: int, seed: int) -> bool:
         """Train a detector and test it, unless that was done or its images were refused."""
-        folder = self.cell_folder(setup.name, d, seed)
-        if read_cell(folder, self.data) is not None or self.refused(setup, d) is not None:
+        folder = self.cells.folder(setup.name, d, seed)
+        if read_cell(folder, self.data) is not None or self.cells.refused(setup, d) is not None:
             return True
         folder.parent.mkdir(exist_ok=True)
         detector = self.study.detector
@@ -355,8 +339,7 @@ class Work:
             repeat=self.variety(setup, d),
             synthetic_first=setup.synthetic_first,
         )
-        title = f"{setup.name}{self.on(d)}, seed {seed}"
-        with training(title) as show:
+        with training(self.cells.title(setup, d, seed)) as show:
             done = run_cell(
                 folder,
                 {"setup": setup.name, "draw": d},
@@ -370,17 +353,6 @@ class Work:
                 figured=partial(figures, threshold=THRESHOLD),
             )
         return done is not None
-
-    def cells(self) -> tuple[dict[str, list[Cell]], dict[str, str]]:
-        """The finished detectors of each set-up, on the draws and seeds that every set-up has; and
-        why a set-up has none."""
-        study = self.study
-        return finished(
-            study.setups,
-            [(d, seed) for d in range(study.draws) for seed in range(study.seeds)],
-            lambda name, d, seed: read_cell(self.cell_folder(name, d, seed), self.data),
-            {s.name: why for s in study.setups if (why := self.refused(s, study.draws - 1))},
-        )
 
     def findings(self, name: str, d: int) -> Any:
         """What the draw's own detector found in a set."""
