@@ -32,7 +32,7 @@ from synthoma.options import (
 )
 
 if TYPE_CHECKING:
-    from synthoma.synthesis.fit import Mixed
+    from synthoma.synthesis.mixture import Mixed
 
 app = typer.Typer(
     name="synthoma",
@@ -119,6 +119,7 @@ def train(
     Example: synthoma train cpggan --preset smoke --data brains --out runs/cpggan
     """
     from synthoma.synthesis import fit
+    from synthoma.synthesis.mixture import TrainingData
 
     if resume is not None:
         only_beside_resume(ctx, "minutes", "device")
@@ -128,7 +129,7 @@ def train(
     else:
         if not system or data is None or out is None:
             raise SettingsError("give SYSTEM, --data and --out, or --resume RUN")
-        wanted = fit.TrainingData(
+        wanted = TrainingData(
             data=data,
             where=read_pairs(where, "--where"),
             boxed=boxed,
@@ -254,7 +255,7 @@ def draws_nodules(run: Path) -> bool:
 
 def read_mixed(folders: list[Path], ratios: list[float]) -> "tuple[Mixed, ...]":
     """Each synthetic folder with its ratio."""
-    from synthoma.synthesis.fit import Mixed
+    from synthoma.synthesis.mixture import Mixed
 
     if len(ratios) not in (0, len(folders)):
         raise SettingsError(f"{len(ratios)} --ratio for {len(folders)} --with; give one for each")

@@ -17,7 +17,8 @@ from synthoma.engine.train import train
 from synthoma.errors import DataError, SettingsError
 from synthoma.gans.cgan import CGAN, PRESETS, CGANConfig
 from synthoma.synthesis.draw import draw
-from synthoma.synthesis.fit import TrainingData, fit, load_trained
+from synthoma.synthesis.fit import fit, load_trained
+from synthoma.synthesis.mixture import TrainingData
 from synthoma.synthesis.orders import orders_of_classes
 
 CONNECTED = CGANConfig(

@@ -27,8 +27,9 @@ from synthoma.studies.classification import (
     judge_classifier,
     shortcut_baselines,
 )
-from synthoma.synthesis.fit import TrainingData, fit, in_steps, load_trained, resume
+from synthoma.synthesis.fit import fit, in_steps, load_trained, resume
 from synthoma.synthesis.label import label as give_labels
+from synthoma.synthesis.mixture import TrainingData
 from synthoma.tasks import backbones
 from synthoma.tasks.backbones import LITE0, SMALL_RESNET
 from synthoma.tasks.classifier import PRESETS, SYSTEM, ClassifierConfig, fitted, mixed

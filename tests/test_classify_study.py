@@ -20,7 +20,7 @@ from synthoma.studies.classify import BASELINE, ClassifyStudy, settings_for
 from synthoma.studies.classify_cell import run_cell, told_apart
 from synthoma.studies.classify_sets import as_often
 from synthoma.studies.classify_work import ClassifyWork
-from synthoma.synthesis.fit import Mixed, TrainingData
+from synthoma.synthesis.mixture import Mixed, TrainingData
 
 GAN = {"side_px": 16, "nets": "convolutional", "noise_dim": 4, "widest": 8, "batch_size": 4}
 TINY = {

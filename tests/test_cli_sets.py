@@ -10,7 +10,8 @@ from synthoma.data.dataset import Dataset
 from synthoma.data.store import DatasetWriter
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
-from synthoma.synthesis.fit import TrainingData, fit
+from synthoma.synthesis.fit import fit
+from synthoma.synthesis.mixture import TrainingData
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from synthoma.synthesis.curate import (
     read_decisions,
     write_decisions,
 )
-from synthoma.synthesis.fit import Mixed, TrainingData, fit, open_pools
+from synthoma.synthesis.fit import fit
+from synthoma.synthesis.mixture import Mixed, TrainingData, open_pools
 
 BOX = [10.0, 10, 20, 20]
 NEAR = [10.0, 10, 20, 22]

@@ -15,15 +15,8 @@ from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.synthesis.choose import CONDITIONS
 from synthoma.synthesis.draw import draw
-from synthoma.synthesis.fit import (
-    Mixed,
-    TrainingData,
-    fit,
-    load_trained,
-    open_pools,
-    resume,
-    select,
-)
+from synthoma.synthesis.fit import fit, load_trained, resume
+from synthoma.synthesis.mixture import Mixed, TrainingData, open_pools, select
 from synthoma.synthesis.orders import orders_from, orders_of
 
 SMALL = {

@@ -14,7 +14,8 @@ from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.synthesis import pick
 from synthoma.synthesis.draw import all_to_train
-from synthoma.synthesis.fit import TrainingData, fit
+from synthoma.synthesis.fit import fit
+from synthoma.synthesis.mixture import TrainingData
 from synthoma.synthesis.pick import refine_best
 from synthoma.synthesis.refine import refine
 
@@ -131,7 +132,7 @@ def test_what_was_tried_is_not_repeated_and_others_can_be_asked_for(
     def never(*given, **named):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(pick, "fit", never)
+    monkeypatch.setattr("synthoma.synthesis.fit.fit", never)
     two = best(simgan, drawn, tmp_path / "two", tmp_path / "tries", steps=(2,))
     assert pixels(one) == pixels(two)
     assert one.about["refined"] == two.about["refined"]

@@ -14,7 +14,8 @@ from synthoma.data.vois import cut_all, voxels_of
 from synthoma.engine.settings import TrainSettings
 from synthoma.errors import DataError, LeakError, SettingsError
 from synthoma.gans.mcgan import MCGANConfig
-from synthoma.synthesis.fit import TrainingData, fit
+from synthoma.synthesis.fit import fit
+from synthoma.synthesis.mixture import TrainingData
 from synthoma.synthesis.nodule_copies import NoduleGallery, nodules_in
 from synthoma.synthesis.place import Ordered, moved_nodules, place, read_orders
 

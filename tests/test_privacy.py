@@ -18,7 +18,8 @@ from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.synthesis.disguise import align, changes, pattern
 from synthoma.synthesis.draw import draw
-from synthoma.synthesis.fit import TrainingData, fit
+from synthoma.synthesis.fit import fit
+from synthoma.synthesis.mixture import TrainingData
 from synthoma.synthesis.privacy import CERTAIN, MOST, Gallery, Views, check_folder, look, threshold
 
 SMALL = {

@@ -16,7 +16,8 @@ from synthoma.engine.train import generator_for
 from synthoma.errors import DataError, LeakError
 from synthoma.nn.boxes3d import iou
 from synthoma.studies.detection3d import judge_scans
-from synthoma.synthesis.fit import TrainingData, fit, load_trained
+from synthoma.synthesis.fit import fit, load_trained
+from synthoma.synthesis.mixture import TrainingData
 from synthoma.tasks.pyramid3d import anchors_over
 from synthoma.tasks.rcnn3d import (
     PRESETS,

@@ -19,7 +19,8 @@ from synthoma.metrics.refining import changes
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.synthesis import refine as refining
-from synthoma.synthesis.fit import TrainingData, fit, load_trained, open_pools
+from synthoma.synthesis.fit import fit, load_trained
+from synthoma.synthesis.mixture import TrainingData, open_pools
 from synthoma.synthesis.refine import refine
 
 SMALL = {

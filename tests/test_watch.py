@@ -7,7 +7,8 @@ import numpy as np
 from synthoma.metrics.diversity import collapsed, spread
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
-from synthoma.synthesis.fit import TrainingData, fit
+from synthoma.synthesis.fit import fit
+from synthoma.synthesis.mixture import TrainingData
 
 SMALL = {
     "side_px": 16,

@@ -28,9 +28,9 @@ from synthoma.metrics.classification import Answers, areas, auc_of, metrics_of
 from synthoma.report.table import Row
 from synthoma.studies.classification import PRIMARY, answers_in
 from synthoma.studies.rows import rows_of
-from synthoma.studies.trained import train_up
 from synthoma.studies.verdict import diversity
-from synthoma.synthesis.fit import Progress, TrainingData
+from synthoma.synthesis.fit import Progress, train_up
+from synthoma.synthesis.mixture import TrainingData
 
 #: An area under the ROC curve that knows nothing.
 CHANCE = 0.5

@@ -23,11 +23,12 @@ from synthoma.data.subset import subset
 from synthoma.errors import DataError
 from synthoma.studies.augment import CURATED
 from synthoma.studies.stages import slug
-from synthoma.studies.trained import Trained, train_up
+from synthoma.studies.trained import Trained
 from synthoma.synthesis.clusters import cluster, read_clusters
 from synthoma.synthesis.curate import curate
 from synthoma.synthesis.draw import draw
-from synthoma.synthesis.fit import TrainingData, pick_device
+from synthoma.synthesis.fit import pick_device, train_up
+from synthoma.synthesis.mixture import TrainingData
 from synthoma.synthesis.pick import refine_best
 from synthoma.synthesis.refine import refine
 

@@ -44,7 +44,7 @@ from synthoma.studies.classify_sets import (
     with_spare,
 )
 from synthoma.studies.stages import Stages, Task, slug
-from synthoma.synthesis.fit import Mixed, TrainingData
+from synthoma.synthesis.mixture import Mixed, TrainingData
 from synthoma.zoo import load_entry
 
 #: What of a loop is told in steps, and follows its length.

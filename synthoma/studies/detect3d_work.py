@@ -33,8 +33,8 @@ from synthoma.studies.detect3d_account import account
 from synthoma.studies.detection import check_boxes, read_cell, run_cell
 from synthoma.studies.drawn_nodules import judge_nodules
 from synthoma.studies.stages import Stages, Task
-from synthoma.studies.trained import train_up
-from synthoma.synthesis.fit import Mixed, TrainingData
+from synthoma.synthesis.fit import train_up
+from synthoma.synthesis.mixture import Mixed, TrainingData
 from synthoma.synthesis.place import place
 from synthoma.zoo import load_entry
 

@@ -42,9 +42,9 @@ from synthoma.metrics.intervals import (
 from synthoma.metrics.matching import Detections, Truths, match
 from synthoma.report.table import Estimate, Row, display
 from synthoma.studies.rows import estimates, pairs_of, rows_of
-from synthoma.studies.trained import train_up
 from synthoma.synthesis.curate import find_in
-from synthoma.synthesis.fit import Progress, TrainingData, has_boxes
+from synthoma.synthesis.fit import Progress, train_up
+from synthoma.synthesis.mixture import TrainingData, has_boxes
 
 #: The paper's detection threshold, 0.1 %.
 THRESHOLD = 0.001

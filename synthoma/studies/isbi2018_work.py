@@ -35,9 +35,9 @@ from synthoma.studies.classify_tables import features_of
 from synthoma.studies.isbi2018_account import account
 from synthoma.studies.isbi2018_brats import SEQUENCES, BratsStudy
 from synthoma.studies.stages import Stages, Task, slug
-from synthoma.studies.trained import train_up
 from synthoma.synthesis.draw import draw
-from synthoma.synthesis.fit import TrainingData
+from synthoma.synthesis.fit import train_up
+from synthoma.synthesis.mixture import TrainingData
 
 #: Images on a sample sheet, and the side of each there.
 ON_SHEET, SHEET_PX = 64, 128

@@ -1,4 +1,4 @@
-"""What studies train: a system with its settings at a scale, begun once and gone on with."""
+"""What studies train: a system with its settings at a scale."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from synthoma.data.store import read_json
 from synthoma.engine.settings import TrainSettings
-from synthoma.engine.train import Outcome
 from synthoma.errors import SettingsError
 from synthoma.settings import replaced
-from synthoma.synthesis.fit import Progress, TrainingData, fit, resume
 from synthoma.zoo import load_entry
 
 if TYPE_CHECKING:
@@ -74,44 +72,6 @@ def check_that_it_finishes(name: str, source: Trained) -> None:
                 f"{source.system['side_px']} px; train it longer, or with fewer stable_images and "
                 "fade_images"
             )
-
-
-def train_up(
-    name: str,
-    folder: Path,
-    data: TrainingData,
-    settings: tuple[BaseModel, TrainSettings],
-    *,
-    seed: int,
-    minutes: float | None,
-    device: str,
-    progress: Progress | None,
-) -> Outcome | None:
-    """Train a system in its run folder, or go on with it where it stands.
-
-    Returns:
-        None where the minutes were up before the training ended.
-
-    Raises:
-        KeyboardInterrupt: A signal stopped it, at a checkpoint.
-    """
-    if folder.exists():
-        outcome = resume(folder, minutes=minutes, device=device, progress=progress)
-    else:
-        folder.parent.mkdir(exist_ok=True)
-        outcome = fit(
-            name,
-            folder,
-            data,
-            settings=settings,
-            seed=seed,
-            minutes=minutes,
-            device=device,
-            progress=progress,
-        )
-    if outcome.stopped == "signal":
-        raise KeyboardInterrupt
-    return None if outcome.stopped == "minutes" else outcome
 
 
 def paints(run: Path) -> bool:

@@ -41,11 +41,12 @@ from synthoma.studies.detection import (
     write_findings,
 )
 from synthoma.studies.stages import Stages, Task
-from synthoma.studies.trained import paints, train_up
+from synthoma.studies.trained import paints
 from synthoma.studies.verdict import judge_set
 from synthoma.synthesis.curate import curate, write_decisions
 from synthoma.synthesis.draw import draw
-from synthoma.synthesis.fit import Mixed, TrainingData
+from synthoma.synthesis.fit import train_up
+from synthoma.synthesis.mixture import Mixed, TrainingData
 from synthoma.synthesis.paste import paste
 from synthoma.zoo import load_entry
 

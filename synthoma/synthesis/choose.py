@@ -13,7 +13,7 @@ from synthoma.engine.run import Run
 from synthoma.engine.system import GAN
 from synthoma.errors import DataError, SettingsError
 from synthoma.synthesis.backgrounds import TRIES, Painter, orders_onto
-from synthoma.synthesis.fit import TrainingData, open_pools, select
+from synthoma.synthesis.mixture import TrainingData, open_pools, select
 from synthoma.synthesis.orders import Orders, orders_from, orders_of, orders_of_classes
 
 #: How training boxes become orders (Han et al. 2019, section 2.2): flips, shift and zoom to 10 %.

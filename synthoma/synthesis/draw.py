@@ -26,7 +26,8 @@ from synthoma.engine.system import GAN
 from synthoma.engine.train import generator_for, threads
 from synthoma.errors import SettingsError
 from synthoma.synthesis.choose import CONDITIONS, Wanted, check_data, choose_orders
-from synthoma.synthesis.fit import TrainingData, load_trained, select
+from synthoma.synthesis.fit import load_trained
+from synthoma.synthesis.mixture import TrainingData, select
 from synthoma.synthesis.orders import Order, Orders, stored
 from synthoma.synthesis.privacy import BLOCK, Gallery
 

@@ -23,7 +23,8 @@ from synthoma.data.dataset import Dataset
 from synthoma.data.store import refuse_existing
 from synthoma.engine.run import Run
 from synthoma.errors import DataError
-from synthoma.synthesis.fit import Mixed, Progress, TrainingData, fit, resume, select
+from synthoma.synthesis.fit import Progress, resolve, train_up
+from synthoma.synthesis.mixture import Mixed, TrainingData, select
 from synthoma.synthesis.refine import refine, steps_of
 
 
@@ -135,25 +136,18 @@ def accuracy_with(
 ) -> float | None:
     """The best validation accuracy of a classifier trained on real images and all refined ones;
     None where the minutes were up."""
-    if out.exists():
-        outcome = resume(out, minutes=minutes, device=device, progress=progress)
-    else:
-        ratio = len(refined) / len(select(real))
-        mixed = (Mixed(folder=refined.folder, ratio=ratio),)
-        outcome = fit(
-            "classifier",
-            out,
-            real.model_copy(update={"synthetic": mixed}),
-            preset=preset,
-            overrides=overrides,
-            seed=seed,
-            minutes=minutes,
-            device=device,
-            progress=progress,
-        )
-    if outcome.stopped == "signal":
-        raise KeyboardInterrupt
-    if outcome.stopped == "minutes":
+    ratio = len(refined) / len(select(real))
+    done = train_up(
+        "classifier",
+        out,
+        real.model_copy(update={"synthetic": (Mixed(folder=refined.folder, ratio=ratio),)}),
+        resolve("classifier", preset, overrides or {}),
+        seed=seed,
+        minutes=minutes,
+        device=device,
+        progress=progress,
+    )
+    if done is None:
         return None
     judged = [row["validation"] for row in Run.open(out).read_log() if "validation" in row]
     if not judged:

@@ -41,7 +41,8 @@ from synthoma.engine.system import GAN
 from synthoma.engine.train import generator_for
 from synthoma.errors import DataError, SettingsError
 from synthoma.formats.source import TABLE_BYTES, read_text
-from synthoma.synthesis.fit import TrainingData, load_trained, select
+from synthoma.synthesis.fit import load_trained
+from synthoma.synthesis.mixture import TrainingData, select
 from synthoma.synthesis.nodule_copies import NoduleGallery
 
 #: Of a box's sides: by how much it is moved and zoomed at most.

@@ -30,7 +30,8 @@ from synthoma.engine.train import generator_for, threads
 from synthoma.errors import DataError, SettingsError
 from synthoma.metrics.refining import changes
 from synthoma.synthesis.choose import check_data
-from synthoma.synthesis.fit import TrainingData, load_trained, select
+from synthoma.synthesis.fit import load_trained
+from synthoma.synthesis.mixture import TrainingData, select
 from synthoma.synthesis.orders import stored
 from synthoma.synthesis.privacy import BLOCK, Gallery
 
