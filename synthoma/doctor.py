@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-from synthoma.engine.run import versions
+from synthoma.engine.versions import versions
 
 
 def examine() -> Iterator[str]:

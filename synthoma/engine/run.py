@@ -17,9 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from synthoma import __version__
 from synthoma.data.store import new_folder, read_json, write_json
+from synthoma.engine.versions import versions
 from synthoma.errors import DataError, SettingsError
 
 #: Nested dicts and lists of tensors, numbers, strings and None.
@@ -86,15 +84,6 @@ def unpack(path: Path) -> State:
 
         state: State = rich(json.loads(file.metadata()["state"]))
     return state
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    found = {"synthoma": __version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "numpy", "opencv-python-headless"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found | {"machine": platform.machine(), "system": platform.system()}
 
 
 class Run:

@@ -7,7 +7,8 @@ import numpy as np
 
 from synthoma.data.dataset import Dataset
 from synthoma.data.sheet import to_bytes
-from synthoma.engine.run import Run, versions
+from synthoma.engine.run import Run
+from synthoma.engine.versions import versions
 from synthoma.metrics.diversity import collapsed
 from synthoma.metrics.embedding import embed, perplexity_for
 from synthoma.metrics.matching import match

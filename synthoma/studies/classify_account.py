@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from synthoma.data.dataset import Dataset
-from synthoma.engine.run import Run, versions
+from synthoma.engine.run import Run
+from synthoma.engine.versions import versions
 from synthoma.metrics.diversity import collapsed
 from synthoma.metrics.embedding import embed, perplexity_for
 from synthoma.report.content import Grid, Report

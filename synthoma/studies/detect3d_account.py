@@ -9,8 +9,9 @@ from synthoma.data.dataset import Dataset
 from synthoma.data.sheet import to_bytes
 from synthoma.data.views import boxes_at, cut_by, three_views
 from synthoma.data.vois import ATTENUATIONS, SIZES, nodules_of
-from synthoma.engine.run import Run, versions
+from synthoma.engine.run import Run
 from synthoma.engine.scans import THRESHOLD
+from synthoma.engine.versions import versions
 from synthoma.metrics.detection import cpm, froc
 from synthoma.metrics.matching import Matches
 from synthoma.report.content import Grid, Report, SmallTable

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from synthoma.data.dataset import Dataset
-from synthoma.engine.run import Run, versions
+from synthoma.engine.run import Run
+from synthoma.engine.versions import versions
 from synthoma.report.claims import p_text
 from synthoma.report.content import Grid, Report, SmallTable
 from synthoma.report.figures import TrainingRun
