@@ -251,6 +251,9 @@ def data_prepare(
     folder: Annotated[Path, typer.Argument(help="A dataset folder.")],
     out: Out,
     side_px: Annotated[int, typer.Option(min=8, help="Side of the square images.")] = 256,
+    labelled: Annotated[
+        bool, typer.Option("--labelled", help="Leave out cases without a label.")
+    ] = False,
     config: Config = None,
     replaced: Set = None,
 ) -> None:
@@ -268,7 +271,8 @@ def data_prepare(
     fields = {"side_px": side_px} | settings.get("prepare", {})
     chosen = replaced_settings(Prepare(), fields, "prepare")
     with progress("prepare") as tell:
-        done = prepare(Dataset.open(folder), out, chosen, lambda i, n: tell(i, n, ""))
+        source = Dataset.open(folder)
+        done = prepare(source, out, chosen, lambda i, n: tell(i, n, ""), labelled=labelled)
     say(f"{len(done)} cases of {chosen.side_px} px in {out}")
     for reason, dropped in done.about["dropped"].items():
         say(f"left out: {dropped['n']} ({reason}), such as {dropped['for_example'][0]}")

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from synthoma.data.case import Case, Image
+from synthoma.data.classic import Classic
 from synthoma.data.dataset import Dataset, resplit
 from synthoma.data.split import draw_patients, draw_patients_of_every_class
 from synthoma.data.store import DatasetWriter
@@ -17,6 +19,7 @@ from synthoma.report.table import read_table
 from synthoma.studies import classify_cell
 from synthoma.studies.augment import begin, go_on
 from synthoma.studies.classify import BASELINE, ClassifyStudy, settings_for
+from synthoma.studies.classify_account import by_class, scatters
 from synthoma.studies.classify_cell import run_cell, told_apart
 from synthoma.studies.classify_sets import as_often
 from synthoma.studies.classify_work import ClassifyWork
@@ -194,6 +197,47 @@ def test_a_set_whose_classes_are_not_seen_is_refused_with_the_reason(finished):
         path.write_text(before)
 
 
+def test_cases_without_a_label_are_left_out_and_the_user_is_told(made, tmp_path, capsys):
+    with DatasetWriter(
+        tmp_path / "some", patients_from="made", value_range=(0, 255), splits=made.splits
+    ) as writer:
+        for i, case in enumerate(made):
+            writer.add(replace(case, label=None) if i % 12 == 11 else case)
+    some = Dataset.open(tmp_path / "some")
+    work = ClassifyWork(tmp_path / "study", study_of(some), "", "cpu", None)
+    work.prepare()
+    assert len(work.real) == len(made) - 4
+    assert "4 cases without a label are left out" in "".join(capsys.readouterr())
+
+
+def test_what_cannot_be_told_apart_is_refused_before_a_folder_is_made(made, tmp_path):
+    with pytest.raises(SettingsError, match=r"no label 'Ill'.*there are ill, well"):
+        study_of(made, TINY | {"classifier": TINY["classifier"] | {"positive": "Ill"}})
+    train_only = resplit(made, tmp_path / "train", {"train": made.patients})
+    with pytest.raises(DataError, match="validation split has no ill, well; `synthoma data split`"):
+        study_of(train_only)
+    one = discs(tmp_path / "one", ill=lambda i: True)
+    with pytest.raises(DataError, match="its labels are ill; there must be at least two"):
+        study_of(one)
+
+
+def test_the_key_of_a_plane_of_classes_is_real_against_one_set_at_a_time(finished):
+    work = work_of(finished[0])
+    shown = scatters(work)
+    assert [s.title for s in shown] == [
+        "Real images and classic augmentation",
+        "Real images and cgan",
+    ]
+    for panel, name in zip(shown, ("augmented", "cgan"), strict=True):
+        kinds = [f"{own}, {label}" for own in ("real", name) for label in ("ill", "well")]
+        assert list(dict.fromkeys(panel.category)) == kinds
+    parts = [by_class(work.images(0), "real"), by_class(work.images(0), "augmented", Classic())]
+    for label in ("ill", "well"):
+        a, b = parts[0][f"real, {label}"], parts[1][f"augmented, {label}"]
+        assert a.shape == b.shape
+        assert not np.array_equal(a, b)
+
+
 def test_the_gate_counts_from_chance(made, tmp_path, monkeypatch):
     drawn = discs(tmp_path / "drawn", patients=20)
 
@@ -291,14 +335,12 @@ def test_a_class_with_too_few_patients_for_the_draws_is_named(made, tmp_path):
     assert not (tmp_path / "study" / "generators").exists()
 
 
-def test_a_class_missing_from_the_test_split_is_named_before_anything_is_trained(tmp_path):
+def test_a_class_missing_from_the_test_split_is_named_before_anything_is_written(tmp_path):
     lost = split(
         discs(tmp_path / "all"), tmp_path / "split", validation=["p00", "p01"], test=["p04"]
     )
-    begin(tmp_path / "study", study_of(lost))
     with pytest.raises(DataError, match="its test split has no ill"):
-        go_on(tmp_path / "study", device="cpu")
-    assert not (tmp_path / "study" / "cells").exists()
+        study_of(lost)
 
 
 LEFT_OUT = ["real", "real + classic + MixUp", "dcgan alone + classic"]

@@ -24,7 +24,12 @@ TINY = {
     "wgan": {"side_px": 32, "widest": 8, "noise_dim": 4, "batch_size": 4},
     "wgan_train": {"steps": 2},
     "phantoms": {"patients": 20, "slices_per_patient": 2},
-    "study": {"sets": ["T2", "Concat, half the side"], "asked": 10, "drawn": 16, "permutations": 4},
+    "study": {
+        "sets": ["T1c", "T2", "Concat, half the side"],
+        "asked": 10,
+        "drawn": 16,
+        "permutations": 4,
+    },
 }
 
 
@@ -102,6 +107,16 @@ def test_the_pictures_of_a_turing_test_tell_nothing_and_the_key_is_elsewhere(fin
         kinds = [row["kind"] for row in key]
         assert kinds.count("real") == kinds.count("synthetic") == 10
         assert kinds not in (sorted(kinds), sorted(kinds, reverse=True))
+
+
+def test_the_key_of_one_turing_test_tells_nothing_of_another(finished):
+    keys = [key.read_text() for key in sorted((finished.out / "turing-keys").iterdir())]
+    orders = [[row["kind"] for row in csv.DictReader(key.splitlines())] for key in keys]
+    for k, order in enumerate(orders):
+        for other in orders[:k]:
+            agree = sum(a == b for a, b in zip(order, other, strict=True))
+            assert agree < len(order)
+    assert len({len(name) for name in finished.study.sets}) < len(keys)  # names as long as others
 
 
 def opened(path):

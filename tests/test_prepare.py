@@ -277,3 +277,17 @@ def test_values_below_the_air_s_do_not_make_the_air_body():
     body = find_foreground(values.astype(np.float32))
     rows, columns = np.nonzero(body)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 39, 24, 43)
+
+
+def test_cases_without_a_label_are_left_out_and_counted_where_that_is_asked(tmp_path):
+    cases = [
+        Case(
+            f"c{i}", f"p{i}", Image(body(seed=i).astype(np.float32)), label="ill" if i % 2 else None
+        )
+        for i in range(6)
+    ]
+    dataset = write(tmp_path / "set", cases)
+    done = prepare(dataset, tmp_path / "some", Prepare(side_px=32), labelled=True)
+    assert [done[i].case_id for i in range(len(done))] == ["c1", "c3", "c5"]
+    assert done.about["dropped"] == {"no label": {"n": 3, "for_example": ["c0", "c2", "c4"]}}
+    assert len(prepare(dataset, tmp_path / "all", Prepare(side_px=32))) == 6

@@ -458,6 +458,11 @@ def test_many_set_ups_are_told_apart_without_colour():
     assert len(set(looks)) == 40
 
 
+def test_points_of_many_kinds_differ_in_mark_or_colour():
+    looks = [(Series(i).mark, Series(i).colour) for i in range(64)]
+    assert len(set(looks)) == 64
+
+
 def test_a_curve_that_only_says_nothing_and_one_of_a_hundred_thousand_points_are_drawn():
     rate = np.concatenate([[0], np.cumsum(np.full(100_000, 1e-3))])
     curves = [

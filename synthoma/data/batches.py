@@ -296,7 +296,8 @@ class Server:
             if name is None:
                 raise DataError(
                     f"{dataset.folder}: case {dataset[place].case_id!r} has no label; import "
-                    "labels, or leave such cases out (--where label=...)"
+                    "labels, leave such cases out (`synthoma data prepare --labelled`), or let "
+                    "`synthoma label` name them"
                 )
             label = pool.labels.index(name)
         places = traits_of(dataset, place, request.traits) if request.traits else []

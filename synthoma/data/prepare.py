@@ -21,6 +21,9 @@ from synthoma.data.split import those_left
 from synthoma.data.store import DatasetWriter
 from synthoma.errors import DataError
 
+#: Why a case is left out of what is trained to tell classes apart.
+NO_LABEL = "no label"
+
 
 class Prepare(BaseModel):
     """How images are prepared. Every set that is mixed later must be prepared alike."""
@@ -66,8 +69,13 @@ def prepare(
     out: Path,
     settings: Prepare,
     progress: Callable[[int, int], None] = lambda done, n: None,
+    *,
+    labelled: bool = False,
 ) -> Dataset:
     """Write a prepared copy of a 2D dataset; splits, patients and labels stay.
+
+    Args:
+        labelled: Leave out cases without a label; dataset.json counts them.
 
     Raises:
         DataError: The set is 3D, or its values cannot be brought into a range.
@@ -86,8 +94,9 @@ def prepare(
         about={"prepared": steps, "from": {"digest": about["digest"], "dropped": about["dropped"]}},
     ) as writer:
         for i, case in enumerate(dataset):
-            done = prepare_case(case, settings, about["value_range"])
-            if done is None:
+            if labelled and case.label is None:
+                writer.drop(NO_LABEL, case.case_id)
+            elif (done := prepare_case(case, settings, about["value_range"])) is None:
                 writer.drop("blank after scaling", case.case_id)
             else:
                 for _ in range(count(case.boxes) - count(done.boxes)):

@@ -187,6 +187,12 @@ def labels_of(dataset: Dataset, classes: tuple[str, ...]) -> Int64[np.ndarray, "
     place = {name: i for i, name in enumerate(classes)}
     names = [dataset.label(i) for i in range(len(dataset))]
     for i, name in enumerate(names):
+        if name is None:
+            raise DataError(
+                f"{dataset.folder}: case {dataset[i].case_id!r} has no label; `synthoma data "
+                "prepare --labelled` leaves such cases out, `synthoma label` names them where a "
+                "classifier is sure"
+            )
         if name not in place:
             raise DataError(
                 f"{dataset.folder}: case {dataset[i].case_id!r} has the label {name!r}; allowed: "

@@ -13,14 +13,15 @@ are prepared at the generators' side. A set in which the draw's own classifier h
 ordered classes apart is refused. `classify_work.py` does it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from synthoma.data.dataset import Dataset
 from synthoma.data.prepare import Prepare
-from synthoma.errors import SettingsError
+from synthoma.errors import DataError, SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.settings import merged, replaced
 from synthoma.studies.augment import BASELINE, CURATED, Part, check_rows
@@ -332,7 +333,36 @@ def settings_for(
         )
     except ValidationError as error:
         raise SettingsError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    looked_for = [one.system["positive"] for one in study.classifiers.values()]
+    check_classes(Dataset.open(dataset), dataset, looked_for)  # before anything is written
     return replaced(study, own, "study")
+
+
+def check_classes(dataset: Dataset, folder: Path, looked_for: Iterable[str] = ()) -> None:
+    """Refuse what cannot be told apart, with a DataError.
+
+    Args:
+        folder: Where the user keeps the dataset.
+        looked_for: Classes that settings name; empty ones name none.
+    """
+    classes = dataset.labels
+    if len(classes) < 2:
+        raise DataError(
+            f"{folder}: its labels are {', '.join(classes) or 'none'}; there must be at least two "
+            "classes to tell apart"
+        )
+    if wrong := sorted({*looked_for} - {"", *classes}):
+        raise SettingsError(
+            f"{folder}: no label {wrong[0]!r} (positive); there are {', '.join(classes)}"
+        )
+    for name in ("train", "validation", "test"):
+        split = dataset.of_patients(dataset.splits.get(name, ()))
+        there = {split.label(i) for i in range(len(split))}
+        if lost := [c for c in classes if c not in there]:
+            raise DataError(
+                f"{folder}: its {name} split has no {', '.join(lost)}; `synthoma data split` "
+                "splits a dataset anew, by patient"
+            )
 
 
 def classifier(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from synthoma.data.classic import Classic
 from synthoma.data.dataset import Dataset
 from synthoma.engine.run import Run
 from synthoma.engine.versions import versions
@@ -25,7 +26,7 @@ from synthoma.studies.classify_tables import (
     table_of_shortcuts,
     table_of_two_samples,
 )
-from synthoma.studies.shown import EMBEDDED, LARGE, caveats, facts_of, pictures, told, whole
+from synthoma.studies.shown import LARGE, caveats, facts_of, pictures, told, whole
 
 if TYPE_CHECKING:
     from synthoma.studies.classify_work import ClassifyWork
@@ -38,6 +39,8 @@ QUESTION = (
 )
 #: Pictures of a class in a grid.
 PICTURES = 16
+#: Images of a kind that are laid out in the plane, as in the paper.
+A_KIND = 300
 
 
 def account(work: "ClassifyWork") -> Report:
@@ -68,7 +71,7 @@ def account(work: "ClassifyWork") -> Report:
             table_of_pairs(work, cells),
         ],
         grids=grids(work),
-        scatters=[scatter(work)] if study.scale in LARGE else (),
+        scatters=scatters(work) if study.scale in LARGE else (),
         training=training_of(work, cells),
         settings=study.model_dump(mode="json"),
         versions=versions(),
@@ -108,23 +111,37 @@ def grids(work: "ClassifyWork") -> list[Grid]:
     return found
 
 
-def scatter(work: "ClassifyWork") -> Scatter:
-    """t-SNE of whole images, real and synthetic, by class (Han et al. 2019)."""
-    sets = {"real": work.images(0)}
-    sets |= {name: Dataset.open(work.set_of(name, 0)) for name in work.study.sets}
-    parts = {
-        f"{name}, {label}": whole(own.where(label=label), EMBEDDED // len(work.real.labels))
-        for name, own in sets.items()
-        for label in own.labels
+def scatters(work: "ClassifyWork") -> list[Scatter]:
+    """t-SNE of whole images by class: real ones and the same after classic augmentation, then real
+    ones and each synthetic set (Han et al. 2019, figure 7)."""
+    study, real = work.study, work.images(0)
+    of_real = by_class(real, "real")
+    panels = {name: by_class(Dataset.open(work.set_of(name, 0)), name) for name in study.sets}
+    if classic := next((s.classifier for s in study.setups if s.classic), None):
+        how = Classic.model_validate(study.classifiers[classic].system["augment"])
+        panels = {"classic augmentation": by_class(real, "augmented", how)} | panels
+    found = []
+    for name, others in panels.items():
+        parts = of_real | others
+        points = embed(np.concatenate(list(parts.values())), seed=study.seed)
+        found.append(
+            Scatter(
+                f"Real images and {name}",
+                points,
+                [kind for kind, own in parts.items() for _ in own],
+                f"t-SNE of raw pixels, perplexity {perplexity_for(len(points)):g}, 1,000 "
+                f"iterations; up to {A_KIND} of each kind, real training images of the first draw.",
+            )
+        )
+    return found
+
+
+def by_class(dataset: Dataset, name: str, classic: Classic | None = None) -> dict[str, np.ndarray]:
+    """Images of each class as vectors."""
+    return {
+        f"{name}, {label}": whole(dataset.where(label=label), A_KIND, classic=classic)
+        for label in dataset.labels
     }
-    points = embed(np.concatenate(list(parts.values())), seed=work.study.seed)
-    return Scatter(
-        "Whole images",
-        points,
-        [name for name, own in parts.items() for _ in own],
-        f"t-SNE of raw pixels, perplexity {perplexity_for(len(points)):g}, 1,000 iterations; up to "
-        f"{EMBEDDED} of each set, real training images of the first draw.",
-    )
 
 
 def training_of(

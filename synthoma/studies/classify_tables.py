@@ -169,7 +169,10 @@ def table_of_two_samples(work: "ClassifyWork") -> SmallTable:
     permutations = PERMUTATIONS if work.study.scale in LARGE else PERMUTATIONS // 5
     for name, own in sets.items():
         first, second = alike(held_out, own)
-        if min(len(set(first.patients)), len(set(second.patients))) < 2:
+        if (fewest := min(len(first.patients), len(second.patients))) < 2:
+            rows.append(
+                [name, f"{len(first)}, {len(second)}", f"{fewest} patient: not tested", "–", "–"]
+            )
             continue
         found = c2st(
             features_of(first),
@@ -197,8 +200,8 @@ def table_of_two_samples(work: "ClassifyWork") -> SmallTable:
         "Classifier two-sample test against real validation images: logistic regression on "
         "features of a frozen ImageNet network, tested on unseen patients, classes in the same "
         "proportions in both; balanced accuracy. By chance: "
-        f"{permutations} permutations of patients. 0.5: "
-        "nothing tells them apart; 1: every image is told. The first row is what other real "
+        f"{permutations} permutations of patients, so no p is below {1 / (permutations + 1):.2g}. "
+        "0.5: nothing tells them apart; 1: every image is told. The first row is what other real "
         "patients are told by. Synthetic images have no patients: where real ones have several "
         "images each, chance is drawn too narrow.",
     )

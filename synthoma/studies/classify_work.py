@@ -20,19 +20,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from synthoma.console import progress, training
+from synthoma.console import progress, say, training
 from synthoma.data.batches import Pool
 from synthoma.data.dataset import Dataset
-from synthoma.data.prepare import prepare
+from synthoma.data.prepare import NO_LABEL, prepare
 from synthoma.data.split import draw_patients_of_every_class
 from synthoma.data.store import read_json, write_json
-from synthoma.engine.evaluate import labels_of
 from synthoma.engine.settings import TrainSettings
 from synthoma.errors import DataError
 from synthoma.phantoms.folder import write_brains
 from synthoma.studies.augment import BASELINE, CURATED
 from synthoma.studies.cells import Cells, Stock, report_once
-from synthoma.studies.classify import ClassifyStudy, ClassSetup
+from synthoma.studies.classify import ClassifyStudy, ClassSetup, check_classes
 from synthoma.studies.classify_account import account
 from synthoma.studies.classify_cell import judge_set, read_cell, run_cell
 from synthoma.studies.classify_sets import (
@@ -162,18 +161,15 @@ class ClassifyWork:
         if not self.data.exists():
             with progress(f"prepare {study.dataset.name}") as tell:
                 source = Dataset.open(study.dataset)
-                prepare(source, self.data, study.prepare, lambda i, n: tell(i, n, ""))
-        classes = tuple(self.real.labels)
-        if len(classes) < 2:
-            raise DataError(
-                f"{study.dataset}: its labels are {', '.join(classes) or 'none'}; there must be at "
-                "least two classes to tell apart"
-            )
-        for name in ("train", "validation", "test"):
-            split = self.real.split(name)
-            there = set(labels_of(split, classes).tolist()) if len(split) else set()
-            if lost := [c for k, c in enumerate(classes) if k not in there]:
-                raise DataError(f"{study.dataset}: its {name} split has no {', '.join(lost)}")
+                done = prepare(
+                    source, self.data, study.prepare, lambda i, n: tell(i, n, ""), labelled=True
+                )
+            if unlabelled := done.about["dropped"].get(NO_LABEL):
+                say(
+                    f"{study.dataset}: {unlabelled['n']} cases without a label are left out; "
+                    "`synthoma label` gives them one where a classifier is sure"
+                )
+        check_classes(self.real, study.dataset)
         if any(setup.others for setup in study.setups) and not self.others:
             raise DataError(
                 f"{study.dataset}: {study.draws} draws of {study.slices} images take every "

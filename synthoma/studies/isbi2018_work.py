@@ -198,7 +198,8 @@ class BratsWork:
             return True
         for parent in (folder.parent, key.parent):
             parent.mkdir(exist_ok=True)
-        chance = np.random.default_rng([self.study.seed, len(name)])
+        # of its own name, so that the key of one test tells nothing of another's
+        chance = np.random.default_rng([self.study.seed, *name.encode()])
         real, drawn = self.real(name, "unseen"), Dataset.open(self.set_of(name))
         if len(drawn) < self.study.asked:
             raise DataError(

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from synthoma.data.batches import resize, signed_unit
+from synthoma.data.classic import Classic, augment
 from synthoma.data.dataset import Dataset
 from synthoma.data.sheet import to_bytes
 from synthoma.metrics.detection import froc, operating_point, sensitivity_at
@@ -64,11 +65,16 @@ def caveats(study: Repeated, table: Table, n_patients: int) -> list[str]:
     return found
 
 
-def whole(dataset: Dataset, n: int = EMBEDDED) -> np.ndarray:
-    """Images at 64 px as vectors, some of them."""
-    value_range = dataset.about["value_range"]
-    places = np.random.default_rng(0).permutation(len(dataset))[:n]
-    images = [resize(signed_unit(dataset.values(int(i)), value_range), 64) for i in places]
+def whole(dataset: Dataset, n: int = EMBEDDED, *, classic: Classic | None = None) -> np.ndarray:
+    """Images at 64 px as vectors, some of them; after classic augmentation where it is given."""
+    value_range, chance = dataset.about["value_range"], np.random.default_rng(0)
+    places = chance.permutation(len(dataset))[:n]
+    images = [signed_unit(dataset.values(int(i)), value_range) for i in places]
+    if classic is None:
+        images = [resize(image, 64) for image in images]
+    else:
+        none = np.zeros((0, 4), np.float32)
+        images = [augment(image, none, classic, chance, side_px=64)[0] for image in images]
     return np.stack([image.ravel() for image in images])
 
 
