@@ -45,6 +45,10 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 
+#: The exit status after Ctrl-C.
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command line; errors made for people are printed without a traceback."""
     debug = "--debug" in sys.argv
@@ -58,9 +62,11 @@ def main() -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:  # as Typer tells of Ctrl-C
+            raise
         print("interrupted; what was begun goes on with --resume", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except (MemoryError, OSError, RuntimeError) as error:
         memory = "out of memory" in str(error) or "allocate memory" in str(error)
         if debug or (isinstance(error, RuntimeError) and not memory):

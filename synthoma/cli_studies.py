@@ -53,12 +53,14 @@ def augment(
     from synthoma.data.dataset import Dataset
     from synthoma.studies import augment as study
     from synthoma.studies import classify, detect3d
+    from synthoma.studies.run import go_on, start
 
     if task not in ("detect", "classify", "detect3d"):
         raise SettingsError(f"--task {task}; allowed: detect, classify, detect3d")
     if resume is not None:
         only_beside_resume(ctx, "minutes", "device")
         folder = resume
+        finished = go_on(folder, minutes=minutes, device=device)
     else:
         if dataset is None or out is None:
             raise SettingsError("give DATASET and --out, or --resume STUDY")
@@ -71,14 +73,16 @@ def augment(
             "draws": draws,
             "overrides": read_settings(config, replaced),
         }
+        chosen: study.Study | classify.ClassifyStudy | detect3d.ScanStudy
         if task == "detect":
-            study.begin(out, study.settings_for(dataset, also=also or [], **wanted))
+            chosen = study.settings_for(dataset, also=also or [], **wanted)
         elif also:
             raise SettingsError("--also is of --task detect: tumour-free slices have no boxes")
         else:
             of_task = classify if task == "classify" else detect3d
-            study.begin(out, of_task.settings_for(dataset, **wanted))
-    if not study.go_on(folder, minutes=minutes, device=device):
+            chosen = of_task.settings_for(dataset, **wanted)
+        finished = start(out, chosen, minutes=minutes, device=device)
+    if not finished:
         say(f"time is up; synthoma augment --resume {folder}")
 
 
@@ -119,11 +123,12 @@ def study(
     Example: synthoma study cpggan_metastases --scale smoke --out runs/metastases
     """
     from synthoma.studies import PAPERS
-    from synthoma.studies.augment import begin, go_on
+    from synthoma.studies.run import go_on, start
 
     if resume is not None:
         only_beside_resume(ctx, "minutes", "device")
         folder = resume
+        finished = go_on(folder, minutes=minutes, device=device)
     elif not name:
         for listed, asked in PAPERS.items():
             say(f"{listed:20} {asked}")
@@ -143,6 +148,6 @@ def study(
             seed=seed,
             overrides=read_settings(config, replaced),
         )
-        begin(out, wanted)
-    if not go_on(folder, minutes=minutes, device=device):
+        finished = start(out, wanted, minutes=minutes, device=device)
+    if not finished:
         say(f"time is up; synthoma study --resume {folder}")

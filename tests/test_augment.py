@@ -12,8 +12,9 @@ from synthoma.metrics.matching import Detections, Truths
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.report.table import read_table
-from synthoma.studies.augment import Study, begin, go_on, settings_for
+from synthoma.studies.augment import Study, settings_for
 from synthoma.studies.detection import adherence, judge_run
+from synthoma.studies.run import begin, go_on
 from synthoma.studies.work import Work
 from synthoma.synthesis.curate import Decision, Decisions, gate
 

@@ -16,6 +16,7 @@ from synthoma.engine.settings import TrainSettings
 from synthoma.engine.train import train
 from synthoma.errors import DataError, SettingsError
 from synthoma.gans.cgan import CGAN, PRESETS, CGANConfig
+from synthoma.settings import replaced
 from synthoma.synthesis.draw import draw
 from synthoma.synthesis.fit import fit, load_trained
 from synthoma.synthesis.mixture import TrainingData
@@ -142,7 +143,7 @@ def test_labels_that_are_missing_or_wrong_are_refused(given, said):
 
 def test_a_side_that_the_convolutional_nets_do_not_have_is_refused():
     with pytest.raises(SettingsError, match=r"side_px 28 .* allowed: 16, 32"):
-        fresh(CONVOLUTIONAL.model_copy(update={"side_px": 28}))
+        replaced(CONVOLUTIONAL, {"side_px": 28}, "system")
 
 
 # --- orders ------------------------------------------------------------------------------------
@@ -239,4 +240,18 @@ def test_data_without_labels_are_refused_before_training(tmp_path):
     data = write(tmp_path / "data", [None, None])
     with pytest.raises(DataError, match="no case has a label"):
         fit("cgan", tmp_path / "run", TrainingData(data=data.folder), preset="smoke")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_is_refused_at_its_first_batch_leaves_no_folder(tmp_path):
+    data = write(tmp_path / "data", ["dark", "bright", None])
+    overrides = {"system": {"side_px": 16, "widest": 4, "noise_dim": 4, "batch_size": 2}}
+    with pytest.raises(DataError, match="has no label"):
+        fit(
+            "cgan",
+            tmp_path / "run",
+            TrainingData(data=data.folder),
+            preset="smoke",
+            overrides=overrides,
+        )
     assert not (tmp_path / "run").exists()

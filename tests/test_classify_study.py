@@ -13,16 +13,16 @@ from synthoma.data.classic import Classic
 from synthoma.data.dataset import Dataset, resplit
 from synthoma.data.split import draw_patients, draw_patients_of_every_class
 from synthoma.data.store import DatasetWriter
-from synthoma.errors import DataError, LeakError, SettingsError
+from synthoma.errors import DataError, LeakError, SettingsError, SynthomaError
 from synthoma.metrics.classification import Answers
 from synthoma.report.table import read_table
-from synthoma.studies import classify_cell
-from synthoma.studies.augment import begin, go_on
+from synthoma.studies import classify_cell, classify_work
 from synthoma.studies.classify import BASELINE, ClassifyStudy, settings_for
 from synthoma.studies.classify_account import by_class, scatters
 from synthoma.studies.classify_cell import run_cell, told_apart
 from synthoma.studies.classify_sets import as_often
 from synthoma.studies.classify_work import ClassifyWork
+from synthoma.studies.run import begin, go_on, start
 from synthoma.synthesis.mixture import Mixed, TrainingData
 
 GAN = {"side_px": 16, "nets": "convolutional", "noise_dim": 4, "widest": 8, "batch_size": 4}
@@ -341,6 +341,23 @@ def test_a_class_missing_from_the_test_split_is_named_before_anything_is_written
     )
     with pytest.raises(DataError, match="its test split has no ill"):
         study_of(lost)
+
+
+def test_a_study_that_is_refused_before_it_trains_leaves_no_folder(made, tmp_path):
+    study = study_of(made, slices=500)
+    with pytest.raises(SynthomaError, match="500"):
+        start(tmp_path / "study", study, device="cpu")
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_study_that_fails_after_it_trained_keeps_what_it_has(made, tmp_path, monkeypatch):
+    def full(*given, **named):
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr(classify_work, "draw_set", full)
+    with pytest.raises(DataError, match="full"):
+        start(tmp_path / "study", study_of(made), device="cpu")
+    assert list((tmp_path / "study").rglob("run.json"))
 
 
 LEFT_OUT = ["real", "real + classic + MixUp", "dcgan alone + classic"]

@@ -1,8 +1,10 @@
 """Each verb as a person types it: what it prints, what it leaves, how it exits."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -127,6 +129,24 @@ def test_what_is_wrong_is_said_in_one_line_with_the_right_exit_code(brains, tmp_
         assert said in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
         assert not out.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_interrupts_is_told_how_to_go_on(tmp_path, number):
+    command = ["data", "phantoms", "--patients", "5000", "--out", str(tmp_path / "brains")]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "synthoma.cli", *command],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while started.poll() is None and not list(tmp_path.iterdir()):  # until it draws
+        time.sleep(0.05)
+    started.send_signal(number)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert said.endswith("interrupted; what was begun goes on with --resume\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -14,7 +14,6 @@ from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.report.table import read_table
 from synthoma.studies import PAPERS
-from synthoma.studies.augment import begin, go_on
 from synthoma.studies.cpggan_metastases import (
     ADDED,
     PUBLISHED,
@@ -23,6 +22,7 @@ from synthoma.studies.cpggan_metastases import (
     rows,
     settings_for,
 )
+from synthoma.studies.run import begin, go_on
 from synthoma.studies.work import Work
 
 ROOT = Path(__file__).parent.parent

@@ -16,6 +16,7 @@ from synthoma.gans.gan import (
     OriginalGANConfig,
     decayed,
 )
+from synthoma.settings import replaced
 
 SMALL = OriginalGANConfig(side_px=16, noise_dim=8, width=32, units=16, batch_size=8)
 CONVOLUTIONAL = SMALL.model_copy(
@@ -69,8 +70,9 @@ def test_convolutional_nets_fit_together_at_other_sides(side_px):
 
 
 def test_a_side_that_no_deconvolution_has_is_refused():
-    with pytest.raises(SettingsError, match=r"side_px 64 .* allowed: 17, 20, ... 32"):
-        fresh(CONVOLUTIONAL.model_copy(update={"side_px": 64}))
+    for side_px in (14, 64):
+        with pytest.raises(SettingsError, match=rf"side_px {side_px} .* allowed: 17, 20, ... 32"):
+            replaced(CONVOLUTIONAL, {"side_px": side_px}, "system")
 
 
 def test_the_paper_preset_is_the_papers():

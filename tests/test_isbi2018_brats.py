@@ -13,9 +13,9 @@ from synthoma.errors import DataError, SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.sequences import SEQUENCES, write_sequences
 from synthoma.report.table import read_table
-from synthoma.studies.augment import begin, go_on
 from synthoma.studies.isbi2018_brats import SETS, TABLE_1, settings_for
 from synthoma.studies.isbi2018_work import BratsWork, in_equal_parts, one_a_patient
+from synthoma.studies.run import begin, go_on
 
 PAPERS = Path(__file__).parent.parent / "../shared/papers"
 TINY = {

@@ -17,13 +17,14 @@ from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.chest import ChestConfig
 from synthoma.phantoms.folder import write_brains, write_chests
 from synthoma.report.table import read_table
-from synthoma.studies.augment import BASELINE, begin, go_on
+from synthoma.studies.augment import BASELINE
 from synthoma.studies.detect3d import ScanStudy, rows
 from synthoma.studies.detect3d import settings_for as augmented
 from synthoma.studies.detect3d_work import ScanWork
 from synthoma.studies.detection3d import metrics_of
 from synthoma.studies.drawn_nodules import density_of, judge_nodules, painted_in
 from synthoma.studies.mcgan_nodules import PUBLISHED, TABLE_5, settings_for
+from synthoma.studies.run import begin, go_on
 
 THESIS = Path(__file__).parent.parent / "../shared/papers/000_7bc99519eb663d05.txt"
 CHESTS = {

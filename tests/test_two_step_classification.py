@@ -15,10 +15,11 @@ from synthoma.data.split import all_to_train
 from synthoma.data.store import DatasetWriter, write_json
 from synthoma.errors import DataError, ResourceError, SettingsError
 from synthoma.report.table import read_table
-from synthoma.studies.augment import BASELINE, begin, go_on
+from synthoma.studies.augment import BASELINE
 from synthoma.studies.classify import ClassifyStudy
 from synthoma.studies.classify_sets import curate_set
 from synthoma.studies.classify_work import ClassifyWork
+from synthoma.studies.run import begin, go_on
 from synthoma.studies.two_step_classification import (
     ADDED,
     ARM,

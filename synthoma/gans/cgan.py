@@ -20,12 +20,12 @@ theirs; critic and generator of one step see the same fake images. The paper sto
 validation images; the length here is `gan`'s.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from synthoma.data.batches import Pool
@@ -74,6 +74,14 @@ class CGANConfig(BaseModel):
         description="Change real and drawn images at random before they are judged; few: where "
         f"there are fewer than {FEW} training images.",
     )
+
+    @model_validator(mode="after")
+    def sides(self) -> Self:
+        """Convolutional nets double a side of 4 px."""
+        if self.nets == "convolutional" and self.side_px not in dcgan.SIDES:
+            allowed = ", ".join(map(str, dcgan.SIDES))
+            raise ValueError(f"side_px {self.side_px} of convolutional nets; allowed: {allowed}")
+        return self
 
 
 class ConnectedGenerator(nn.Module):
@@ -181,11 +189,6 @@ class CGAN(GAN):
             self.generator = ConnectedGenerator(config)
             self.discriminator = ConnectedDiscriminator(config)
         else:
-            if config.side_px not in dcgan.SIDES:
-                raise SettingsError(
-                    f"side_px {config.side_px} of convolutional nets; allowed: "
-                    f"{', '.join(map(str, dcgan.SIDES))}"
-                )
             self.generator = ConvolutionalGenerator(config)
             self.discriminator = ConvolutionalDiscriminator(config)
         self.noise_shape = (config.noise_dim,)

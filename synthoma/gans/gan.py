@@ -19,12 +19,12 @@ contrast-normalised ones; its generator is not bounded, and images that are draw
 for the small presets (ours).
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from synthoma.data.batches import Pool
@@ -62,6 +62,15 @@ class OriginalGANConfig(BaseModel):
     decay: float = Field(1.000004, ge=1, description="The rate is divided by this at each step.")
     momentum: float = Field(0.5, ge=0, lt=1, description="Of sgd; adam's first beta.")
     mirror: bool = Field(False, description="Flip half of the real images left to right.")
+
+    @model_validator(mode="after")
+    def sides(self) -> Self:
+        """A deconvolution of 5x5 filters, 3 pixels apart, has not every side."""
+        if self.nets == "convolutional" and (self.side_px < 17 or self.side_px % 3 != 2):
+            raise ValueError(
+                f"side_px {self.side_px} of convolutional nets; allowed: 17, 20, ... 32, ... 62, 65"
+            )
+        return self
 
 
 class Maxout(nn.Module):
@@ -134,16 +143,8 @@ class PixelBias(nn.Module):
 
 
 def convolutional_generator(config: OriginalGANConfig) -> nn.Sequential:
-    """z (n, noise_dim) -> image (n, c, side, side), not bounded.
-
-    Raises:
-        SettingsError: No deconvolution of stride 3 has this side.
-    """
-    coarse_px, rest = divmod(config.side_px - 2, 3)  # 5x5 filters, 3 pixels apart
-    if rest or coarse_px < 5:
-        raise SettingsError(
-            f"side_px {config.side_px} of convolutional nets; allowed: 17, 20, ... 32, ... 62, 65"
-        )
+    """z (n, noise_dim) -> image (n, c, side, side), not bounded."""
+    coarse_px = (config.side_px - 2) // 3  # 5x5 filters, 3 pixels apart
     return nn.Sequential(
         nn.Linear(config.noise_dim, config.width),
         nn.ReLU(),

@@ -71,7 +71,7 @@ PICTURES = 32
 
 def account(work: "Work") -> Report:
     """Everything that the report shows."""
-    from synthoma.studies.augment import BASELINE, PASTE  # noqa: PLC0415 (it imports this file)
+    from synthoma.studies.augment import BASELINE, PASTE  # noqa: PLC0415 (it imports this file
 
     study = work.study
     title, question, published = told(study.name, TITLE, QUESTION, PUBLISHED)

@@ -17,9 +17,6 @@ refused.
 A study folder goes on where it stopped; a finished cell is never run again. `work.py` does it.
 """
 
-import importlib
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,17 +27,14 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 from synthoma.console import duration, say
 from synthoma.data.dataset import Dataset
 from synthoma.data.prepare import Prepare
-from synthoma.data.store import new_folder, read_json, write_json
-from synthoma.errors import DataError, SettingsError
+from synthoma.errors import SettingsError
 from synthoma.phantoms.brain import BrainConfig
 from synthoma.settings import replaced
 from synthoma.studies.stages import slug
 from synthoma.studies.trained import Trained, check_that_it_finishes, checked, preset
 
 if TYPE_CHECKING:
-    from synthoma.studies.classify import ClassifyStudy
-    from synthoma.studies.detect3d import ScanStudy
-    from synthoma.studies.isbi2018_brats import BratsStudy
+    pass
 
 BASELINE = "real + classic"
 #: The synthetic set that no generator draws.
@@ -307,78 +301,12 @@ def settings_for(
     return replaced(study, own, "study")
 
 
-def begin(out: Path, study: "Study | ClassifyStudy | ScanStudy | BratsStudy") -> None:
-    """Write down what a study is to do, in a new folder; a SettingsError where it exists."""
-    verb = "augment" if study.name == "augment" else "study"
-    if out.exists():
-        raise SettingsError(
-            f"{out} exists already; nothing is overwritten: give another --out, or continue it "
-            f"with `synthoma {verb} --resume {out}`"
-        )
-    command = shlex.join(["synthoma", *sys.argv[1:]])
-    with new_folder(out) as folder:
-        write_json(folder / "study.json", study.model_dump(mode="json") | {"command": command})
-
-
-#: By task: what study.json holds, and what works on it.
-TASKS = {
-    "detect": ("synthoma.studies.augment.Study", "synthoma.studies.work.Work"),
-    "classify": (
-        "synthoma.studies.classify.ClassifyStudy",
-        "synthoma.studies.classify_work.ClassifyWork",
-    ),
-    "detect3d": (
-        "synthoma.studies.detect3d.ScanStudy",
-        "synthoma.studies.detect3d_work.ScanWork",
-    ),
-    "draw": (
-        "synthoma.studies.isbi2018_brats.BratsStudy",
-        "synthoma.studies.isbi2018_work.BratsWork",
-    ),
-}
-
-
-def go_on(out: Path, *, minutes: float | None = None, device: str = "auto") -> bool:
-    """Run the study that `begin` wrote down, from where it stands.
-
-    Several processes may go on with one study: each takes parts that no other is at.
-
-    Returns:
-        Whether it is finished; False where the minutes were up.
-
-    Raises:
-        LeakError: A generator would see a validation or test patient.
-    """
-    if not (out / "study.json").is_file():
-        raise DataError(f"{out}: not a study folder (no study.json)")
-    kept = read_json(out / "study.json")
-    command, task = kept.pop("command"), kept.get("task", "detect")
-    if task not in TASKS:
-        raise DataError(f"{out}/study.json: task {task!r}; allowed: {', '.join(TASKS)}")
-    settings, work = (load(path) for path in TASKS[task])
-    try:
-        study = settings.model_validate(kept)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "study"
-        raise DataError(
-            f"{out}/study.json: {where}: {first['msg']}; was it made by another version?"
-        ) from None
-    finished: bool = work(out, study, command, device, minutes).run()
-    return finished
-
-
-def load(path: str) -> Any:
-    """The class of a dotted path; their files import this one."""
-    module, name = path.rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)
-
-
 def demo(out: Path, *, seed: int = 0) -> None:
     """The whole chain on phantom brains, sized for two CPU cores in minutes."""
+    from synthoma.studies.run import start  # noqa: PLC0415 (its studies import this file)
+
     began = time.monotonic()
-    begin(out, demo_study(out / "phantoms", seed=seed))
-    go_on(out)
+    start(out, demo_study(out / "phantoms", seed=seed))
     say(f"{duration(time.monotonic() - began)} in all")
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -101,8 +102,15 @@ def fit(
         "trained_on": pools.seen,
         "command": shlex.join(["synthoma", *sys.argv[1:]]),
     }
+    system = build(facts)
+    system.begin()
     run = Run.create(out, facts)
-    return play_run(run, pools, minutes=minutes, device=device, progress=progress)
+    try:
+        return play_run(run, system, pools, minutes=minutes, device=device, progress=progress)
+    except (DataError, SettingsError):
+        if not run.steps_saved():  # nothing is lost, and the name is free for the right command
+            shutil.rmtree(out)
+        raise
 
 
 def in_steps(loop: TrainSettings, config: BaseModel) -> TrainSettings:
@@ -148,7 +156,10 @@ def resume(
             f"{data.data}: not the cases that {folder} began with (their digest differs)"
         )
     run.clean()
-    return play_run(run, pools, minutes=minutes, device=device, progress=progress)
+    system = build(facts)
+    if not run.steps_saved():
+        system.begin()
+    return play_run(run, system, pools, minutes=minutes, device=device, progress=progress)
 
 
 def train_up(
@@ -190,14 +201,17 @@ def train_up(
 
 
 def play_run(
-    run: Run, pools: Pools, *, minutes: float | None, device: str, progress: Progress | None
+    run: Run,
+    system: System,
+    pools: Pools,
+    *,
+    minutes: float | None,
+    device: str,
+    progress: Progress | None,
 ) -> Outcome:
     """Train, or go on training, what run.json says."""
     facts = run.facts
-    system, loop = build(facts), TrainSettings.model_validate(facts["train"])
-    where = pick_device(device)
-    if not run.steps_saved():
-        system.begin()
+    loop, where = TrainSettings.model_validate(facts["train"]), pick_device(device)
     judge = validator(system, pools.validation, facts, loop)
     if loop.keep_best and judge is None:  # nothing to choose the best by: the last weights are used
         loop = loop.model_copy(update={"keep_best": "", "patience": 0})
