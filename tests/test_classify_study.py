@@ -21,6 +21,7 @@ from synthoma.studies.classify import BASELINE, ClassifyStudy, settings_for
 from synthoma.studies.classify_account import by_class, scatters
 from synthoma.studies.classify_cell import run_cell, told_apart
 from synthoma.studies.classify_sets import as_often
+from synthoma.studies.classify_tables import as_good, shortcuts
 from synthoma.studies.classify_work import ClassifyWork
 from synthoma.studies.run import begin, go_on, start
 from synthoma.synthesis.mixture import Mixed, TrainingData
@@ -221,7 +222,30 @@ def test_what_cannot_be_told_apart_is_refused_before_a_folder_is_made(made, tmp_
         study_of(one)
 
 
-def test_the_key_of_a_plane_of_classes_is_real_against_one_set_at_a_time(finished):
+def test_a_shortcut_that_does_as_well_as_the_network_is_a_warning(finished):
+    work = work_of(finished[0])
+    cells, _ = work.cells.finished()
+    (d, first), *_ = found = shortcuts(work, cells[BASELINE])
+    assert [name for name in first if "network" not in name] == ["8x8 thumbnail", "file size"]
+    network, *_ = first
+    equal = [(d, {network: first[network], "8x8 thumbnail": first[network]})]
+    (said,) = as_good(equal)
+    assert said.startswith("8x8 thumbnail reaches an area of")
+    truths = first[network].truths
+    perfect = replace(first[network], probabilities=np.eye(2)[truths])
+    blind = replace(first[network], probabilities=np.full((len(truths), 2), 0.5))
+    assert list(as_good([(d, {network: perfect, "file size": blind})])) == []
+    assert len(found) == 2
+
+
+def test_the_report_says_what_classic_augmentation_is(finished):
+    text = (finished[0] / "report.md").read_text()
+    assert (
+        "Classic augmentation (classifier): mirrored left to right, mirrored top to bottom" in text
+    )
+
+
+def test_planes_of_images_show_real_ones_against_one_set_at_a_time(finished):
     work = work_of(finished[0])
     shown = scatters(work)
     assert [s.title for s in shown] == [

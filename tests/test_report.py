@@ -16,7 +16,7 @@ from PIL import Image as Pil
 
 from synthoma.errors import DataError
 from synthoma.report.claims import answers, corrected, verdict
-from synthoma.report.content import SmallTable, flat
+from synthoma.report.content import SmallTable, flat, summary
 from synthoma.report.figures import (
     PICTURE_BYTES,
     Curve,
@@ -277,6 +277,16 @@ def test_comparisons_are_corrected_with_those_of_the_same_baseline_alone():
     for text in (html.text, markdown):
         assert "1 of 4 comparisons shows a gain" in text
         assert text.count("not after Holm's correction") == 3
+
+
+def test_what_synthetic_images_gain_is_counted_apart_from_what_rivals_gain():
+    rows = [row("a"), compared("b", a=0.001), compared("c", a=0.5), compared("d", a=0.6)]
+    drawn = [one.model_copy(update={"n_synthetic": 9}) for one in rows[2:]]
+    shown = corrected([*rows[:2], *drawn], ALL[0])
+    table = Table(study="", task="", patients_from="", primary=ALL[0], rows=shown)
+    said = summary(Report("", "", table))
+    assert said.startswith("None of 2 comparisons of set-ups with synthetic images shows a gain")
+    assert said.endswith("; 1 of the 1 without.")
 
 
 def test_a_difference_without_a_p_value_is_claimed_of_nothing():

@@ -38,6 +38,28 @@ class Classic(BaseModel):
         0.25, ge=0, le=1, description="A box that keeps less of its area in the image is dropped."
     )
 
+    def in_words(self) -> str:
+        """What is done to an image, for a report.
+
+        Example:
+            >>> Classic(flip_y=False, shift=0, shear=0, zoom=0).in_words()
+            'mirrored left to right, turned by up to 10 degrees'
+        """
+        done = {
+            "mirrored left to right": self.flip_x,
+            "mirrored top to bottom": self.flip_y,
+            f"turned by up to {self.rotate_degrees:g} degrees": self.rotate_degrees,
+            f"shifted by up to {self.shift:.0%} of the side": self.shift,
+            f"sheared by up to {self.shear:.0%}": self.shear,
+            f"zoomed by up to {self.zoom:.0%}": self.zoom,
+            f"brightness by up to {self.brightness:.0%}": self.brightness,
+            f"contrast by up to {self.contrast:.0%}": self.contrast,
+            f"gamma by up to {self.gamma:g}": self.gamma,
+            f"noise of up to {self.noise:g}": self.noise,
+            f"blurred by up to {self.blur_px:g} px": self.blur_px,
+        }
+        return ", ".join(words for words, wanted in done.items() if wanted) or "nothing"
+
 
 #: Signal, of 1, below which a pixel is background: what interpolation leaves of -1 is not quite -1.
 SILENCE = 1e-5

@@ -107,6 +107,8 @@ class Answer:
     metric: str
     verdict: Verdict | Literal["undefined"]
     sentence: str
+    synthetic: bool
+    """Whether the first set-up was trained with synthetic images."""
     asides: tuple[str, ...]
     """Other metrics whose intervals exclude zero, by direction; not corrected, so not claimed."""
 
@@ -135,7 +137,8 @@ def _answer(table: Table, row: Row, difference: Difference) -> Answer:
             ways[direction(metric, other)].append(display(metric).label)
     asides = tuple(f"{way} in {'; '.join(metrics)}" for way, metrics in ways.items())
     sentence = f"{row.setup} vs {difference.to}: {main}"
-    return Answer(row.setup, difference.to, primary, outcome, sentence, asides)
+    synthetic = row.n_synthetic > 0
+    return Answer(row.setup, difference.to, primary, outcome, sentence, synthetic, asides)
 
 
 def why_undefined(table: Table, row: Row, difference: Difference, metric: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from synthoma.errors import DataError
-from synthoma.report.claims import answers
+from synthoma.report.claims import Answer, answers
 from synthoma.report.figures import Detected, Froc, Picture, TrainingRun
 from synthoma.report.scatter import Scatter
 from synthoma.report.table import Estimate, PublishedRow, Table, display, number
@@ -91,9 +91,25 @@ def summary(report: Report) -> str:
     gains, label = sum(a.verdict == "gain" for a in found), display(found[0].metric).label
     if len(found) == 1:
         return f"The comparison shows {'a' if gains else 'no'} gain in {label}."
+    drawn = [answer for answer in found if answer.synthetic]
+    if not drawn or len(drawn) == len(found):
+        return f"{of_them(found, 'comparisons')} a gain in {label}."
+    others = [answer for answer in found if not answer.synthetic]
+    rest = sum(answer.verdict == "gain" for answer in others)
     return (
-        f"{gains or 'None'} of {len(found)} comparisons show{'s' * (gains < 2)} a gain in {label}."
+        f"{of_them(drawn, 'comparisons of set-ups with synthetic images')} a gain in {label}; "
+        f"{rest or 'none'} of the {len(others)} without."
     )
+
+
+def of_them(found: Sequence[Answer], what: str) -> str:
+    """How many of some comparisons show something.
+
+    Example:
+        ``"None of 3 comparisons shows"``, ``"2 of 3 comparisons show"``
+    """
+    gains = sum(answer.verdict == "gain" for answer in found)
+    return f"{gains or 'None'} of {len(found)} {what} show{'s' * (gains < 2)}"
 
 
 def times(seconds: Mapping[str, float]) -> list[tuple[str, str]]:

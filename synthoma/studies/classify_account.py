@@ -21,6 +21,8 @@ from synthoma.studies.classify import PRETRAINED_BASELINE
 from synthoma.studies.classify_cell import ClassCell, make_rows
 from synthoma.studies.classify_sets import refiner
 from synthoma.studies.classify_tables import (
+    as_good,
+    shortcuts,
     table_of_pairs,
     table_of_sets,
     table_of_shortcuts,
@@ -49,6 +51,7 @@ def account(work: "ClassifyWork") -> Report:
     title, question, published = told(study.name, TITLE, QUESTION, None)
     cells, refused = work.cells.finished()
     drawn = sorted({cell.facts["draw"] for cell in cells[BASELINE]})
+    without_looking = shortcuts(work, cells[BASELINE])
     table = Table(
         study=study.name,
         task="classify",
@@ -62,10 +65,10 @@ def account(work: "ClassifyWork") -> Report:
         title=f"{title} {study.dataset.name}, scale {study.scale}",
         question=question,
         table=table,
-        warnings=warnings(work, table, drawn),
+        warnings=[*warnings(work, table, drawn), *as_good(without_looking)],
         notes=notes(work, cells),
         small_tables=[
-            table_of_shortcuts(work, cells[BASELINE]),
+            table_of_shortcuts(work, without_looking),
             table_of_sets(work, drawn),
             table_of_two_samples(work),
             table_of_pairs(work, cells),
@@ -117,8 +120,9 @@ def scatters(work: "ClassifyWork") -> list[Scatter]:
     study, real = work.study, work.images(0)
     of_real = by_class(real, "real")
     panels = {name: by_class(Dataset.open(work.set_of(name, 0)), name) for name in study.sets}
-    if classic := next((s.classifier for s in study.setups if s.classic), None):
-        how = Classic.model_validate(study.classifiers[classic].system["augment"])
+    classic = next((study.classifiers[s.classifier] for s in study.setups if s.classic), None)
+    if classic is not None and classic.system["augment"]:
+        how = Classic.model_validate(classic.system["augment"])
         panels = {"classic augmentation": by_class(real, "augmented", how)} | panels
     found = []
     for name, others in panels.items():
@@ -214,6 +218,11 @@ def notes(work: "ClassifyWork", cells: Mapping[str, Sequence[ClassCell]]) -> lis
         else f"Sensitivity, specificity, precision and area are means over {', '.join(of)}, one "
         "against the others."
     )
+    used = {s.classifier: study.classifiers[s.classifier] for s in study.setups if s.classic}
+    for name, one in used.items():
+        how = one.system["augment"]
+        words = Classic.model_validate(how).in_words() if how else "nothing"
+        said.append(f"Classic augmentation ({name}): {words}.")
     for name, one in study.classifiers.items():
         loop, system = one.train, one.system
         length = f"{loop.epochs} epochs" if loop.epochs else f"{loop.steps:,} optimiser steps"

@@ -1,6 +1,6 @@
 """What stands beside the results of a classification study: shortcuts, sets, two samples, pairs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from synthoma.data.batches import signed_unit
 from synthoma.data.dataset import Dataset
-from synthoma.metrics.classification import Answers, delong, mcnemar, metrics_of
+from synthoma.metrics.classification import Answers, auc_of, delong, mcnemar, metrics_of
 from synthoma.metrics.detection import UndefinedMetricError
 from synthoma.metrics.intervals import interval
 from synthoma.metrics.twosample import c2st
@@ -33,19 +33,29 @@ FEATURE_PX = 128
 COMPARED, PERMUTATIONS = 200, 100
 
 
-def table_of_shortcuts(work: "ClassifyWork", baseline: Sequence[ClassCell]) -> SmallTable:
-    """What is reached without looking at anything, beside the baseline, a draw each."""
-    test, rows = work.real.split("test"), []
+def shortcuts(
+    work: "ClassifyWork", baseline: Sequence[ClassCell]
+) -> list[tuple[int, dict[str, Answers]]]:
+    """Of each draw, what the baseline's network answers and, behind it, what is answered without
+    looking at anything."""
+    test, found = work.real.split("test"), []
     for cell in baseline:
-        if cell.facts["seed"] != work.study.seed:
-            continue
-        d, own = cell.facts["draw"], cell.answers
-        answers = {f"the network ({BASELINE})": own}
-        answers |= shortcut_baselines(work.images(d), test, positive=own.positive)
-        for name, one in answers.items():
-            rows.append(
-                [f"{name}{work.cells.on(d)}", *(said(one, m, work) for m in (PRIMARY, "accuracy"))]
-            )
+        if cell.facts["seed"] == work.study.seed:
+            d, own = cell.facts["draw"], cell.answers
+            without = shortcut_baselines(work.images(d), test, positive=own.positive)
+            found.append((d, {f"the network ({BASELINE})": own} | without))
+    return found
+
+
+def table_of_shortcuts(
+    work: "ClassifyWork", found: Sequence[tuple[int, dict[str, Answers]]]
+) -> SmallTable:
+    """What is reached without looking at anything, beside the baseline, a draw each."""
+    rows = [
+        [f"{name}{work.cells.on(d)}", *(said(one, m, work) for m in (PRIMARY, "accuracy"))]
+        for d, answers in found
+        for name, one in answers.items()
+    ]
     return SmallTable(
         "Shortcuts",
         ("What answers", "Area under the ROC curve", "Accuracy"),
@@ -54,6 +64,22 @@ def table_of_shortcuts(work: "ClassifyWork", baseline: Sequence[ClassCell]) -> S
         "trained on the same draw. What they reach, no network has learnt to see in any detail: a "
         "gain above them is what counts.",
     )
+
+
+def as_good(found: Sequence[tuple[int, dict[str, Answers]]]) -> Iterator[str]:
+    """The shortcuts that reach the network's area, the mean over draws, in sentences."""
+    by_name: dict[str, list[Answers]] = {}
+    for _, answers in found:
+        for name, one in answers.items():
+            by_name.setdefault(name, []).append(one)
+    network, *others = ((name, auc_of(runs).value()) for name, runs in by_name.items())
+    for name, reached in others:
+        if reached >= network[1]:
+            yield (
+                f"{name[0].upper()}{name[1:]} reaches an area of {reached:.2f}, {network[0]} "
+                f"{network[1]:.2f}: these classes are told apart without looking at any detail, "
+                "and the rows below may differ in nothing else."
+            )
 
 
 def said(answers: Answers, metric: str, work: "ClassifyWork") -> str:
