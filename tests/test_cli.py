@@ -100,6 +100,9 @@ def test_doctor_tells_versions_and_devices():
     assert "reproducible" in text
 
 
+TWO_LABELS = ("--where", "label=a", "--where", "label=b")
+
+
 def test_what_is_wrong_is_said_in_one_line_with_the_right_exit_code(brains, tmp_path):
     out = tmp_path / "never"
     cases = [
@@ -115,6 +118,16 @@ def test_what_is_wrong_is_said_in_one_line_with_the_right_exit_code(brains, tmp_
             ("train", "cpggan", "--data", brains, "--out", out, "--where", "label=glioma"),
             3,
             "no case has label=glioma",
+        ),
+        (
+            ("train", "cpggan", "--data", brains, "--out", out, *TWO_LABELS),
+            2,
+            "label=a was given before; allowed: one value a name",
+        ),
+        (
+            ("data", "import", tmp_path, "--format", "csv", "--out", out, "--map", "image"),
+            2,
+            "allowed: --map NAME=COLUMN",
         ),
         (("train", "--resume", tmp_path), 3, "not a run folder"),
         (("sample", tmp_path, "--out", out), 3, "not a run folder"),
