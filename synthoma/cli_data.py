@@ -58,7 +58,7 @@ def data_import(
             out,
             format=format,
             settings=own,
-            mapping=read_pairs(mapping, "--map"),
+            mapping=read_pairs(mapping, "--map", "NAME=COLUMN"),
             patient_block=patient_block,
             patient_pattern=patient_pattern,
             drop_duplicates=drop_duplicates,

@@ -114,6 +114,10 @@ def test_a_wrong_table_names_its_row(tmp_path: Path, text: str, said: str) -> No
 def test_a_wrong_mapping_says_what_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="allowed names: image, id"):
         import_table(tmp_path, "image\n1.png\n", mapping={"picture": "image"})
+    with pytest.raises(SettingsError, match="NAME=COLUMN, as --map image=filename; allowed names"):
+        import_table(tmp_path, "filename\n1.png\n", mapping={"filename": "image"})
+    with pytest.raises(SettingsError, match="NAME=COLUMN, as --map label=kind; allowed names"):
+        import_table(tmp_path, "image,kind\n1.png,a\n", mapping={"kind": "label"})
     with pytest.raises(DataError, match="no column 'file'; columns are image"):
         import_table(tmp_path, "image\n1.png\n", mapping={"image": "file"})
 

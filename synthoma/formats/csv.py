@@ -69,7 +69,7 @@ def read(
     table = find_table(source)
     columns, images = read_table(table, mapping)
     root = table.parent
-    pictures = PictureReader(settings, lambda: [root / name for name in images], tally)
+    pictures = PictureReader("csv", settings, lambda: [root / name for name in images], tally)
     boxed = "x0" in columns
 
     def read_one(name: str) -> list[Found]:
@@ -195,7 +195,11 @@ def find_columns(table: Path, header: list[str], mapping: Mapping[str, str]) -> 
     """
     for name, column in mapping.items():
         if name not in COLUMNS:
-            raise SettingsError(f"--map {name}={column}: allowed names: {', '.join(COLUMNS)}")
+            example = f"{column}={name}" if column in COLUMNS else "image=filename"
+            raise SettingsError(
+                f"--map {name}={column}: the form is NAME=COLUMN, as --map {example}; "
+                f"allowed names: {', '.join(COLUMNS)}"
+            )
         if column not in header:
             raise DataError(f"{table}: no column {column!r}; columns are {', '.join(header)}")
     columns = dict(mapping)

@@ -42,7 +42,7 @@ def read(
     split = bool(names) and all(
         parts and parts[0].lower() in SPLIT_NAMES for parts in folders.values()
     )
-    pictures = PictureReader(settings, lambda: [source / name for name in names], tally)
+    pictures = PictureReader("folder", settings, lambda: [source / name for name in names], tally)
 
     def read_one(name: str) -> list[Found]:
         image, origin = pictures.read(inside(source, name))
