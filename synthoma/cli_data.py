@@ -66,7 +66,12 @@ def data_import(
         )
     for message in done.errors:
         print(f"left out: {message}", file=sys.stderr)
-    say(f"{done.n_cases} cases, {done.n_boxes} boxes, {done.n_patients} patients in {out}")
+    boxes = f"{done.n_boxes} boxes" if done.n_boxed else "boxes not annotated"
+    say(f"{done.n_cases} cases, {boxes}, {done.n_patients} patients in {out}")
+    if without := done.n_cases - done.n_labelled:
+        say(f"{without} of {done.n_cases} cases {'has' if without == 1 else 'have'} no label")
+    for hint in done.hints:
+        say(f"noted: {hint}")
     say(f"patients: {done.patients_from}; splits: {done.splits_from}")
     for what, counts in (("left out", done.dropped), ("noted", done.noted)):
         for reason, n in counts.items():

@@ -75,6 +75,28 @@ def test_export_and_import_again(brains, tmp_path, format):
     assert len(before) == len(after)
 
 
+def test_import_tells_of_labels_that_are_not_there(brains, tmp_path):
+    synthoma("data", "export", brains, "--format", "csv", "--out", tmp_path / "files")
+    for name in ("synthoma.json", "synthoma.jsonl"):  # they would know the labels
+        (tmp_path / "files" / name).unlink()
+    table = tmp_path / "files" / "cases.csv"
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    seen = {}  # by image: every other one has a label
+    for row in rows[1:]:
+        seen.setdefault(row[0], len(seen))
+    for column in ("label", "class"):
+        lines = [f"image,{column}"]
+        lines += [f"{name},{'odd' if number % 2 else ''}" for name, number in seen.items()]
+        table.write_text("\n".join(lines))
+        words = ("data", "import", table, "--format", "csv", "--out", tmp_path / column)
+        said = synthoma(*words).stdout.splitlines()
+        without = 15 if column == "label" else 30
+        assert f"{without} of 30 cases have no label" in said
+        hint = "noted: columns not used: class; --map label=class if it names the class"
+        assert (hint in said) == (column == "class")
+        assert said[0].startswith("30 cases, boxes not annotated, ")
+
+
 @pytest.mark.parametrize("name", [*SYSTEMS, "prepare", "csv", "nifti"])
 def test_config_prints_yaml_that_the_verbs_take(name, tmp_path):
     text = synthoma("config", name).stdout

@@ -52,7 +52,11 @@ def read(
         label = classes[0] if classes else None
         return [Found(name, image, label=label, split=own_split, origin=origin)]
 
-    return Reading(source, [Entry(name, partial(read_one, name)) for name in names])
+    entries = [Entry(name, partial(read_one, name)) for name in names]
+    classed = any(len(parts) > split for parts in folders.values())
+    form = "SPLIT/CLASS/PICTURE" if split else "CLASS/PICTURE"
+    hint = f"no class folders were found, so there are no labels; they are read from {form}"
+    return Reading(source, entries, hints=() if classed else (hint,))
 
 
 def write(
