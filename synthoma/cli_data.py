@@ -168,19 +168,14 @@ def data_show(
     """Say what a dataset folder holds; with --out, draw some of its cases with their boxes."""
     import numpy as np
 
+    from synthoma.data.contents import describe
     from synthoma.data.dataset import Dataset
     from synthoma.data.sheet import contact_sheet, draw_boxes, to_bytes, write_png
 
     dataset = Dataset.open(folder)
     about = dataset.about
-    say(f"{about['n_cases']} cases ({about['n_synthetic']} synthetic), {about['dimensions']}D")
-    say(f"{about['n_patients']} patients ({about['patients_from']})")
-    for name, patients in dataset.splits.items():
-        cases = dataset.of_patients(set(patients))
-        n_boxes = sum(len(cases.boxes(i)) for i in range(len(cases)))
-        say(f"  {name}: {len(patients)} patients, {len(cases)} cases, {n_boxes} boxes")
-    say(f"labels: {', '.join(about['labels']) or 'none'}")
-    say(f"box labels: {', '.join(about['box_labels']) or 'none'}")
+    for line in describe(dataset):
+        say(line)
     for reason, dropped in about["dropped"].items():
         say(f"left out: {dropped['n']} ({reason}), such as {dropped['for_example'][0]}")
     if out is None:

@@ -41,6 +41,11 @@ def test_show_counts_and_draws_a_sheet(brains, tmp_path):
     done = synthoma("data", "show", brains, "--out", tmp_path / "sheet.png", "--n", 5)
     assert "30 cases (0 synthetic), 2D" in done.stdout
     assert "train: 7 patients, 21 cases" in done.stdout
+    assert "images: 32 x 32 px (y, x), 1 channel" in done.stdout
+    dataset = Dataset.open(brains)
+    n = [len(dataset.split(name).where(label="tumour")) for name in ("train", "validation", "test")]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("  tumour ")]
+    assert [int(word) for word in line.split() if word.isdecimal()] == [*n, sum(n)]
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
     again = synthoma("data", "show", brains, "--out", tmp_path / "sheet.png", expect=2)
     assert "nothing is overwritten" in again.stderr
