@@ -58,7 +58,7 @@ def data_import(
             out,
             format=format,
             settings=own,
-            mapping=read_pairs(mapping, "--map"),
+            mapping=read_pairs(mapping, "--map", "NAME=COLUMN"),
             patient_block=patient_block,
             patient_pattern=patient_pattern,
             drop_duplicates=drop_duplicates,
@@ -66,7 +66,12 @@ def data_import(
         )
     for message in done.errors:
         print(f"left out: {message}", file=sys.stderr)
-    say(f"{done.n_cases} cases, {done.n_boxes} boxes, {done.n_patients} patients in {out}")
+    boxes = f"{done.n_boxes} boxes" if done.n_boxed else "boxes not annotated"
+    say(f"{done.n_cases} cases, {boxes}, {done.n_patients} patients in {out}")
+    if without := done.n_cases - done.n_labelled:
+        say(f"{without} of {done.n_cases} cases {'has' if without == 1 else 'have'} no label")
+    for hint in done.hints:
+        say(f"noted: {hint}")
     say(f"patients: {done.patients_from}; splits: {done.splits_from}")
     for what, counts in (("left out", done.dropped), ("noted", done.noted)):
         for reason, n in counts.items():
@@ -163,19 +168,14 @@ def data_show(
     """Say what a dataset folder holds; with --out, draw some of its cases with their boxes."""
     import numpy as np
 
+    from synthoma.data.contents import describe
     from synthoma.data.dataset import Dataset
     from synthoma.data.sheet import contact_sheet, draw_boxes, to_bytes, write_png
 
     dataset = Dataset.open(folder)
     about = dataset.about
-    say(f"{about['n_cases']} cases ({about['n_synthetic']} synthetic), {about['dimensions']}D")
-    say(f"{about['n_patients']} patients ({about['patients_from']})")
-    for name, patients in dataset.splits.items():
-        cases = dataset.of_patients(set(patients))
-        n_boxes = sum(len(cases.boxes(i)) for i in range(len(cases)))
-        say(f"  {name}: {len(patients)} patients, {len(cases)} cases, {n_boxes} boxes")
-    say(f"labels: {', '.join(about['labels']) or 'none'}")
-    say(f"box labels: {', '.join(about['box_labels']) or 'none'}")
+    for line in describe(dataset):
+        say(line)
     for reason, dropped in about["dropped"].items():
         say(f"left out: {dropped['n']} ({reason}), such as {dropped['for_example'][0]}")
     if out is None:

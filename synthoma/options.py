@@ -67,12 +67,20 @@ def read_settings(config: Path | None, replaced: list[str] | None) -> dict[str, 
     return settings
 
 
-def read_pairs(items: list[str] | None, option: str) -> dict[str, str]:
-    """A dict from ``name=value`` arguments."""
-    pairs = {}
+def read_pairs(items: list[str] | None, option: str, form: str = "NAME=VALUE") -> dict[str, str]:
+    """A dict from ``name=value`` arguments.
+
+    Raises:
+        SettingsError: An argument is not of the form, or a name is given twice.
+    """
+    pairs: dict[str, str] = {}
     for item in items or []:
         name, equals, value = item.partition("=")
         if not equals or not name or not value:
-            raise SettingsError(f"{option} {item}: allowed: {option} NAME=VALUE")
+            raise SettingsError(f"{option} {item}: allowed: {option} {form}")
+        if name in pairs:
+            raise SettingsError(
+                f"{option} {item}: {name}={pairs[name]} was given before; allowed: one value a name"
+            )
         pairs[name] = value
     return pairs

@@ -43,6 +43,11 @@ def test_show_counts_and_draws_a_sheet(brains, tmp_path):
     done = synthoma("data", "show", brains, "--out", tmp_path / "sheet.png", "--n", 5)
     assert "30 cases (0 synthetic), 2D" in done.stdout
     assert "train: 7 patients, 21 cases" in done.stdout
+    assert "images: 32 x 32 px (y, x), 1 channel" in done.stdout
+    dataset = Dataset.open(brains)
+    n = [len(dataset.split(name).where(label="tumour")) for name in ("train", "validation", "test")]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("  tumour ")]
+    assert [int(word) for word in line.split() if word.isdecimal()] == [*n, sum(n)]
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
     again = synthoma("data", "show", brains, "--out", tmp_path / "sheet.png", expect=2)
     assert "nothing is overwritten" in again.stderr
@@ -77,6 +82,28 @@ def test_export_and_import_again(brains, tmp_path, format):
     assert len(before) == len(after)
 
 
+def test_import_tells_of_labels_that_are_not_there(brains, tmp_path):
+    synthoma("data", "export", brains, "--format", "csv", "--out", tmp_path / "files")
+    for name in ("synthoma.json", "synthoma.jsonl"):  # they would know the labels
+        (tmp_path / "files" / name).unlink()
+    table = tmp_path / "files" / "cases.csv"
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    seen = {}  # by image: every other one has a label
+    for row in rows[1:]:
+        seen.setdefault(row[0], len(seen))
+    for column in ("label", "class"):
+        lines = [f"image,{column}"]
+        lines += [f"{name},{'odd' if number % 2 else ''}" for name, number in seen.items()]
+        table.write_text("\n".join(lines))
+        words = ("data", "import", table, "--format", "csv", "--out", tmp_path / column)
+        said = synthoma(*words).stdout.splitlines()
+        without = 15 if column == "label" else 30
+        assert f"{without} of 30 cases have no label" in said
+        hint = "noted: columns not used: class; --map label=class if it names the class"
+        assert (hint in said) == (column == "class")
+        assert said[0].startswith("30 cases, boxes not annotated, ")
+
+
 @pytest.mark.parametrize("name", [*SYSTEMS, "prepare", "csv", "nifti"])
 def test_config_prints_yaml_that_the_verbs_take(name, tmp_path):
     text = synthoma("config", name).stdout
@@ -102,6 +129,9 @@ def test_doctor_tells_versions_and_devices():
     assert "reproducible" in text
 
 
+TWO_LABELS = ("--where", "label=a", "--where", "label=b")
+
+
 def test_what_is_wrong_is_said_in_one_line_with_the_right_exit_code(brains, tmp_path):
     out = tmp_path / "never"
     cases = [
@@ -117,6 +147,16 @@ def test_what_is_wrong_is_said_in_one_line_with_the_right_exit_code(brains, tmp_
             ("train", "cpggan", "--data", brains, "--out", out, "--where", "label=glioma"),
             3,
             "no case has label=glioma",
+        ),
+        (
+            ("train", "cpggan", "--data", brains, "--out", out, *TWO_LABELS),
+            2,
+            "label=a was given before; allowed: one value a name",
+        ),
+        (
+            ("data", "import", tmp_path, "--format", "csv", "--out", out, "--map", "image"),
+            2,
+            "allowed: --map NAME=COLUMN",
         ),
         (("train", "--resume", tmp_path), 3, "not a run folder"),
         (("sample", tmp_path, "--out", out), 3, "not a run folder"),

@@ -8,7 +8,7 @@ from PIL import Image as Pillow
 
 from synthoma.data.dataset import Dataset
 from synthoma.errors import DataError, LeakError, SettingsError
-from synthoma.formats.convert import ImportSummary, import_dataset
+from synthoma.formats.convert import ImportSummary, export_dataset, import_dataset
 
 PIXELS = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30)
 
@@ -65,6 +65,39 @@ def test_a_table_without_boxes_knows_nothing_of_boxes(tmp_path: Path) -> None:
     assert all(case.boxes is None for case in Dataset.open(tmp_path / "out"))
 
 
+def test_columns_that_are_not_used_are_named_with_what_to_type(tmp_path: Path) -> None:
+    for number, (header, row, hint) in enumerate([
+        ("image,class", "a", "columns not used: class; --map label=class if it names the class"),
+        ("image,kind", "a", "columns not used: kind; --map label=kind if it names the class"),
+        ("image,age,Class,sex", "7,a,f",
+         "columns not used: age, Class, sex; --map label=Class if it names the class"),
+        ("image,age,sex", "7,f",
+         "columns not used: age, sex; --map label=COLUMN if one of them names the class"),
+        ("image,label,age", "a,7", "columns not used: age"),
+    ]):  # fmt: skip
+        summary = import_table(tmp_path / str(number), f"{header}\n1.png,{row}\n")
+        assert summary.hints == (hint,)
+    mapped = import_table(tmp_path / "m", "image,class\n1.png,a\n", mapping={"label": "class"})
+    assert mapped.hints == ()
+    assert mapped.n_labelled == 1
+
+
+def test_a_set_that_was_exported_has_no_columns_to_tell_of(tmp_path: Path) -> None:
+    import_table(tmp_path, "image,label,x0,y0,x1,y1\n1.png,a,1,2,3,4\n2.png,,,,,\n")
+    export_dataset(Dataset.open(tmp_path / "out"), tmp_path / "files", format="csv")
+    again = import_dataset(tmp_path / "files", tmp_path / "again", format="csv")
+    assert again.hints == ()
+
+
+def test_cases_with_a_label_and_with_annotated_boxes_are_counted(tmp_path: Path) -> None:
+    picture(tmp_path / "some" / "copy.png", 1)
+    table = "image,patient,label\n1.png,p,a\n2.png,p,\n3.png,q,b\n4.png,q,\ncopy.png,r,a\n"
+    some = import_table(tmp_path / "some", table, drop_duplicates=True)
+    assert (some.n_cases, some.n_labelled, some.n_boxed) == (4, 2, 0)
+    none = import_table(tmp_path / "none", "image,x0,y0,x1,y1\n1.png,,,,\n2.png,1,2,3,4\n")
+    assert (none.n_labelled, none.n_boxed, none.n_boxes) == (0, 2, 1)
+
+
 def test_a_block_follows_the_id_and_not_the_row(tmp_path: Path) -> None:
     import_table(tmp_path, "image,slice_id\n4.png,0\n3.png,12\n2.png,13\n1.png,7\n",
                  mapping={"id": "slice_id"}, patient_block=13)  # fmt: skip
@@ -114,6 +147,10 @@ def test_a_wrong_table_names_its_row(tmp_path: Path, text: str, said: str) -> No
 def test_a_wrong_mapping_says_what_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="allowed names: image, id"):
         import_table(tmp_path, "image\n1.png\n", mapping={"picture": "image"})
+    with pytest.raises(SettingsError, match="NAME=COLUMN, as --map image=filename; allowed names"):
+        import_table(tmp_path, "filename\n1.png\n", mapping={"filename": "image"})
+    with pytest.raises(SettingsError, match="NAME=COLUMN, as --map label=kind; allowed names"):
+        import_table(tmp_path, "image,kind\n1.png,a\n", mapping={"kind": "label"})
     with pytest.raises(DataError, match="no column 'file'; columns are image"):
         import_table(tmp_path, "image\n1.png\n", mapping={"image": "file"})
 

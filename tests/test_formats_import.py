@@ -56,6 +56,24 @@ def test_a_set_that_names_no_patients_has_one_an_image(tmp_path: Path) -> None:
     assert dataset.patient_ids == ["a/1.png", "b/1.png"]
 
 
+@pytest.mark.parametrize(
+    ("names", "form"),
+    [
+        (("1.png", "2.png"), "CLASS/PICTURE"),
+        (("train/1.png", "test/2.png"), "SPLIT/CLASS/PICTURE"),
+        (("a/1.png", "2.png"), None),
+        (("train/a/1.png", "test/2.png"), None),
+        (("train/unlabelled/1.png", "test/unlabelled/2.png"), None),
+    ],
+)
+def test_a_folder_without_class_folders_says_so(
+    tmp_path: Path, names: tuple[str, ...], form: str | None
+) -> None:
+    summary, _ = read(pictures(tmp_path / "f", *names))
+    said = "no class folders were found, so there are no labels; they are read from"
+    assert summary.hints == (() if form is None else (f"{said} {form}",))
+
+
 def test_a_block_is_the_number_in_the_name_divided(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "f", "x0.png", "x12.png", "x13.png", "x0026.png")
     summary, dataset = read(folder, patient_block=13)

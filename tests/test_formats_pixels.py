@@ -24,7 +24,7 @@ COLOURS = np.stack([GREY, GREY.T.reshape(6, 8), 255 - GREY], axis=-1)
 
 def reader(colour: str = "auto", *paths: Path) -> tuple[PictureReader, Tally]:
     tally = Tally()
-    return PictureReader(PictureSettings(colour=colour), lambda: paths, tally), tally  # type: ignore[arg-type]
+    return PictureReader("csv", PictureSettings(colour=colour), lambda: paths, tally), tally  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "tiff"])
@@ -100,12 +100,64 @@ def test_a_coloured_image_in_a_grey_set_says_which_setting_to_give(tmp_path: Pat
     Pillow.fromarray(COLOURS).save(tmp_path / "a.png")
     Pillow.fromarray(GREY).save(tmp_path / "b.png")
     read, _ = reader("auto", tmp_path / "b.png")
-    with pytest.raises(DataError, match=r"a\.png: in colour, .* colour=rgb .* colour=grey"):
+    with pytest.raises(
+        DataError, match=r"a\.png: .* --set csv.colour=rgb .* --set csv.colour=grey"
+    ):
         read.read(tmp_path / "a.png")
     read, tally = reader("grey")
     image, _ = read.read(tmp_path / "a.png")
     assert image.values.shape == (1, 6, 8)
     assert tally.noted == {"colour averaged to grey": 1}
+
+
+FORMATS_OF_PICTURES = {
+    "csv": ("a.png", "cases.csv", "image\na.png\n"),
+    "folder": ("a.png", "", ""),
+    "yolo": ("images/a.png", "classes.txt", "cell\n"),
+    "voc": (
+        "JPEGImages/a.png",
+        "Annotations/a.xml",
+        "<annotation><filename>a.png</filename></annotation>",
+    ),
+    "coco": (
+        "images/a.png",
+        "annotations.json",
+        '{"images": [{"id": 1, "file_name": "images/a.png"}], "annotations": [], "categories": []}',
+    ),
+}
+
+
+@pytest.mark.parametrize("format", FORMATS_OF_PICTURES)
+def test_the_setting_that_a_coloured_image_asks_for_is_one_of_its_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    picture, note, text = FORMATS_OF_PICTURES[format]
+    for name in (name for name in (picture, note) if name):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    Pillow.fromarray(COLOURS).save(tmp_path / picture)
+    if note:
+        (tmp_path / note).write_text(text)
+    monkeypatch.setattr(PictureReader, "_decide", lambda self: 1)  # the others are grey
+    with pytest.raises(DataError, match=rf"in colour.* --set {format}\.colour=rgb"):
+        import_dataset(tmp_path, tmp_path / "out", format=format)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.png", "not that of a PNG picture"),
+        ("a.JPG", "not that of a JPEG picture"),
+        ("a.tiff", "not that of a TIFF picture"),
+        ("a.gif", r"not a picture; allowed: \.png"),
+    ],
+)
+def test_a_damaged_picture_is_not_told_that_its_suffix_is_wrong(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    (tmp_path / name).write_text("no picture")
+    with pytest.raises(DataError, match=said) as error:
+        decode(tmp_path / name)
+    assert ("allowed: .png" in str(error.value)) == (name == "a.gif")
 
 
 def png_of(width: int, height: int, data: bytes, *, depth: int = 8, kind: int = 0) -> bytes:
@@ -193,7 +245,7 @@ def test_the_import_goes_on_after_broken_files(tmp_path: Path) -> None:
 
 def test_if_nothing_is_left_the_first_message_is_told(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(DataError, match=r"text\.png: not a picture"):
+    with pytest.raises(DataError, match=r"text\.png: its content is not that of a PNG"):
         import_dataset(tmp_path, tmp_path / "out", format="folder")
     assert not (tmp_path / "out").exists()
 

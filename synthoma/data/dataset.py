@@ -247,7 +247,8 @@ class Columns:
         self.label_codes: dict[str | None, int] = {}
         self.starts, self.box_starts = array("q", [0]), array("q", [0])
         self.shards, self.shard_rows = array("i"), array("i")
-        self.patients, self.labels, self.synthetic = array("i"), array("i"), array("b")
+        self.patients, self.labels = array("i"), array("i")
+        self.synthetic, self.annotated = array("b"), array("b")
         self.boxes, self.box_classes = array("f"), array("q")
 
     def add(self, line: bytes, box_numbers: int) -> None:
@@ -260,6 +261,7 @@ class Columns:
         self.patients.append(self.patient_codes.setdefault(patient, len(self.patient_codes)))
         self.labels.append(self.label_codes.setdefault(label, len(self.label_codes)))
         self.synthetic.append("synthetic" in row["origin"])
+        self.annotated.append("boxes" in row)
         boxes, names = row.get("boxes", ()), row.get("box_labels")
         for box in boxes:
             if len(box) != box_numbers:
@@ -295,11 +297,8 @@ class Index:
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             n = len(columns.box_starts)
             raise DataError(f"{self.path}: row {n} is damaged ({error!r})") from None
-        if len(columns.starts) != about["n_cases"] + 1:
-            raise DataError(
-                f"{self.path}: {len(columns.starts) - 1} rows, but dataset.json says "
-                f"{about['n_cases']}"
-            )
+        if (n := len(columns.shards)) != about["n_cases"]:
+            raise DataError(f"{self.path}: {n} rows, but dataset.json says {about['n_cases']}")
         self.starts = np.array(columns.starts, np.int64)
         self.shards = np.array(columns.shards, np.int32)
         self.shard_rows = np.array(columns.shard_rows, np.int32)
@@ -309,6 +308,7 @@ class Index:
         self.labels = np.array(columns.labels, np.int32)
         self.label_names = list(columns.label_codes)
         self.synthetic = np.array(columns.synthetic, bool)
+        self.annotated = np.array(columns.annotated, bool)  # with boxes, be there none
         self.box_starts = np.array(columns.box_starts, np.int64)
         self.boxes = np.array(columns.boxes, np.float32).reshape(-1, 2 * int(about["dimensions"]))
         self.box_classes = np.array(columns.box_classes, np.int64)

@@ -114,7 +114,9 @@ def read(
     del content
     root = table.parent
     names = {key: place(root, picture.file_name) for key, picture in listed.items()}
-    pictures = PictureReader(settings, lambda: [root / name for name in names.values()], tally)
+    pictures = PictureReader(
+        "coco", settings, lambda: [root / name for name in names.values()], tally
+    )
 
     def read_one(key: int | str) -> list[Found]:
         picture, name = listed[key], names[key]

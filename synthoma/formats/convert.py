@@ -46,6 +46,11 @@ class ImportSummary:
     """How many were kept but changed."""
     errors: tuple[str, ...]
     """One message a file that could not be read; each names its file."""
+    n_labelled: int = 0
+    n_boxed: int = 0
+    """Cases that were annotated with boxes, be there none in them."""
+    hints: tuple[str, ...] = ()
+    """As `Reading.hints`."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class _Import:
         self.errors: list[str] = []
         self.dtypes: set[str] = set()
         self.kinds: set[tuple[int, str]] = set()
-        self.n_boxes = 0
+        self.n_boxes = self.n_boxed = self.n_labelled = 0
         self.progress: Callable[[int, int], None] = lambda done, n: None
         writer.about["imported"] = {
             "format": format,
@@ -176,6 +181,7 @@ class _Import:
     def _add(self, found: Found, patient: str, case_id: str) -> None:
         boxes, box_labels = self._fit_boxes(found)
         file = found.name.split("#")[0]
+        n_before = self.writer.n_cases
         self.writer.add(
             Case(
                 case_id=case_id,
@@ -188,9 +194,13 @@ class _Import:
                 origin=found.origin or Real(file),
             )
         )
+        if self.writer.n_cases == n_before:
+            return  # a duplicate, which the writer has counted
         self.dtypes.add(found.image.values.dtype.name)
         self.kinds.add((len(found.image.space), found.image.unit))
         self.n_boxes += 0 if boxes is None else len(boxes)
+        self.n_boxed += boxes is not None
+        self.n_labelled += found.label is not None
 
     def _fit_boxes(self, found: Found) -> tuple[np.ndarray | None, tuple[str, ...]]:
         """Boxes cut at the image's edges, without the empty ones; both are counted."""
@@ -240,6 +250,9 @@ class _Import:
             dropped=Counter(writer.dropped),
             noted=Counter(self.tally.noted),
             errors=tuple(self.errors),
+            n_labelled=self.n_labelled,
+            n_boxed=self.n_boxed,
+            hints=self.reading.hints,
         )
 
 

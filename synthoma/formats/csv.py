@@ -44,6 +44,10 @@ ONE_AN_IMAGE = ("id", "patient", "split", "label")
 COLUMNS = ("image", *ONE_AN_IMAGE, *CORNERS, "box_label")
 LINE_CHARACTERS = 1 << 20
 TABLE_NAME = "cases.csv"
+#: Columns of an export for other programs: the pictures and the manifest say the same.
+WRITTEN_ONLY = ("synthetic", "run", "seed")
+#: What tables call the class of an image, if not ``label``.
+CLASS_WORDS = ("class", "classes", "labels", "category", "diagnosis", "finding", "target", "y")
 
 
 @dataclass
@@ -67,9 +71,9 @@ def read(
         SettingsError: The mapping has a name that is not in `COLUMNS`.
     """
     table = find_table(source)
-    columns, images = read_table(table, mapping)
+    columns, images, hints = read_table(table, mapping)
     root = table.parent
-    pictures = PictureReader(settings, lambda: [root / name for name in images], tally)
+    pictures = PictureReader("csv", settings, lambda: [root / name for name in images], tally)
     boxed = "x0" in columns
 
     def read_one(name: str) -> list[Found]:
@@ -94,7 +98,7 @@ def read(
 
     entries = (Entry(name, partial(read_one, name)) for name in sorted(images))
     named = f"column {columns['patient']!r}" if "patient" in columns else None
-    return Reading(root, entries, patients_from=named)
+    return Reading(root, entries, patients_from=named, hints=hints)
 
 
 def find_table(source: Path) -> Path:
@@ -108,8 +112,10 @@ def find_table(source: Path) -> Path:
     return tables[0]
 
 
-def read_table(table: Path, mapping: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Rows]]:
-    """The column of each name, and the rows of each image."""
+def read_table(
+    table: Path, mapping: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, Rows], tuple[str, ...]]:
+    """The column of each name, the rows of each image, and a sentence on columns not used."""
     try:
         if not table.is_file():
             raise DataError(f"{table}: {'not a file' if table.exists() else 'no such file'}")
@@ -127,13 +133,14 @@ def read_table(table: Path, mapping: Mapping[str, str]) -> tuple[dict[str, str],
 
 def _read_table(
     table: Path, file: TextIO, mapping: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, Rows]]:
+) -> tuple[dict[str, str], dict[str, Rows], tuple[str, ...]]:
     lines = _lines(table, file)
     first = next(lines, "")
     separator = max(",;\t", key=first.count)
     (header,) = list(csv.reader([first], delimiter=separator)) or [[]]
     header = [name.strip() for name in header]
     columns = find_columns(table, header, mapping)
+    hints = not_used(header, columns)
     places = {name: header.index(column) for name, column in columns.items()}
     images: dict[str, Rows] = {}
     nameless: dict[bool, int] = {}  # the first row of a box without, and of one with a label
@@ -174,7 +181,7 @@ def _read_table(
         )
     if True in nameless:
         columns.pop("box_label", None)
-    return columns, images
+    return columns, images, hints
 
 
 def _lines(table: Path, file: TextIO) -> Iterator[str]:
@@ -195,7 +202,11 @@ def find_columns(table: Path, header: list[str], mapping: Mapping[str, str]) -> 
     """
     for name, column in mapping.items():
         if name not in COLUMNS:
-            raise SettingsError(f"--map {name}={column}: allowed names: {', '.join(COLUMNS)}")
+            example = f"{column}={name}" if column in COLUMNS else "image=filename"
+            raise SettingsError(
+                f"--map {name}={column}: the form is NAME=COLUMN, as --map {example}; "
+                f"allowed names: {', '.join(COLUMNS)}"
+            )
         if column not in header:
             raise DataError(f"{table}: no column {column!r}; columns are {', '.join(header)}")
     columns = dict(mapping)
@@ -216,6 +227,27 @@ def find_columns(table: Path, header: list[str], mapping: Mapping[str, str]) -> 
         if header.count(column) > 1:
             raise DataError(f"{table}: two columns are named {column!r}")
     return columns
+
+
+def not_used(header: list[str], columns: Mapping[str, str]) -> tuple[str, ...]:
+    """A sentence that names the columns without a use, if there are any.
+
+    Example:
+        >>> not_used(["image", "class"], {"image": "image"})
+        ('columns not used: class; --map label=class if it names the class',)
+    """
+    exported = WRITTEN_ONLY if set(WRITTEN_ONLY) <= set(header) else ()
+    unused = [name for name in header if name and name not in (*columns.values(), *exported)]
+    if not unused:
+        return ()
+    more = f" and {len(unused) - 20} more" if len(unused) > 20 else ""
+    text = f"columns not used: {', '.join(unused[:20])}{more}"
+    if "label" in columns:
+        return (text,)
+    likely = [name for name in unused if name.lower() in CLASS_WORDS] or unused
+    if len(likely) == 1:
+        return (f"{text}; --map label={likely[0]} if it names the class",)
+    return (f"{text}; --map label=COLUMN if one of them names the class",)
 
 
 def _box(said: dict[str, str], where: str) -> tuple[float, ...] | None:

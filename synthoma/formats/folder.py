@@ -42,7 +42,7 @@ def read(
     split = bool(names) and all(
         parts and parts[0].lower() in SPLIT_NAMES for parts in folders.values()
     )
-    pictures = PictureReader(settings, lambda: [source / name for name in names], tally)
+    pictures = PictureReader("folder", settings, lambda: [source / name for name in names], tally)
 
     def read_one(name: str) -> list[Found]:
         image, origin = pictures.read(inside(source, name))
@@ -52,7 +52,11 @@ def read(
         label = classes[0] if classes else None
         return [Found(name, image, label=label, split=own_split, origin=origin)]
 
-    return Reading(source, [Entry(name, partial(read_one, name)) for name in names])
+    entries = [Entry(name, partial(read_one, name)) for name in names]
+    classed = any(len(parts) > split for parts in folders.values())
+    form = "SPLIT/CLASS/PICTURE" if split else "CLASS/PICTURE"
+    hint = f"no class folders were found, so there are no labels; they are read from {form}"
+    return Reading(source, entries, hints=() if classed else (hint,))
 
 
 def write(

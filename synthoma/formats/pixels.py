@@ -27,6 +27,7 @@ from synthoma.formats.source import Tally, origin_words
 
 #: Suffixes, in lower case.
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+KINDS = dict(zip(PICTURES, ("PNG", "JPEG", "JPEG", "TIFF", "TIFF"), strict=True))
 #: Decoded size of the largest picture: 11,585 x 11,585 grey pixels of 8 bits.
 LIMIT_BYTES = 1 << 27
 #: Pixels times scans of the largest JPEG: a small progressive file can ask for hours of decoding.
@@ -61,15 +62,20 @@ class PictureReader:
     """Reads the pictures of one set, all with the same number of channels.
 
     Args:
+        part: Name of the format, under which a person types its settings (csv.colour=rgb).
         settings: Which channels are wanted.
         sample: The paths of the set's files; 16 of them decide what "auto" means.
         tally: Counts what is changed.
     """
 
     def __init__(
-        self, settings: PictureSettings, sample: Callable[[], Sequence[Path]], tally: Tally
+        self,
+        part: str,
+        settings: PictureSettings,
+        sample: Callable[[], Sequence[Path]],
+        tally: Tally,
     ) -> None:
-        self.settings, self.sample, self.tally = settings, sample, tally
+        self.part, self.settings, self.sample, self.tally = part, settings, sample, tally
         self.channels = {"auto": 0, "grey": 1, "rgb": 3}[settings.colour]
 
     def read(self, path: Path) -> tuple[Image, Synthetic | None]:
@@ -99,8 +105,9 @@ class PictureReader:
             return values[:1]
         if self.settings.colour == "auto":
             raise DataError(
-                f"{path}: in colour, while the set is grey; give colour=rgb (grey images are "
-                "repeated to three channels) or colour=grey (colours are averaged)"
+                f"{path}: in colour, while the set is grey; give --set {self.part}.colour=rgb "
+                f"(grey images are repeated to three channels) or --set {self.part}.colour=grey "
+                "(colours are averaged)"
             )
         self.tally.note("colour averaged to grey")
         weights = np.array([0.299, 0.587, 0.114]).reshape(3, 1, 1)  # luma, ITU-R BT.601
@@ -147,7 +154,13 @@ def decode(path: Path) -> tuple[Shaped[np.ndarray, "c y x"], dict[str, str], lis
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError(f"{path}: not a picture; allowed: {', '.join(PICTURES)}") from None
+        kind = KINDS.get(path.suffix.lower())
+        if kind is None:
+            raise DataError(f"{path}: not a picture; allowed: {', '.join(PICTURES)}") from None
+        raise DataError(
+            f"{path}: its content is not that of a {kind} picture (damaged, or a file of another "
+            "kind under this name); allowed content: PNG, JPEG, TIFF"
+        ) from None
     except DAMAGED as error:
         raise DataError(f"{path}: damaged picture ({str(error) or type(error).__name__})") from None
 

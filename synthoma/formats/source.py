@@ -106,6 +106,9 @@ class Reading:
     """Patients come from a habit of naming, so that a pattern or a block overrules them."""
     pictures: bool = True
     """Ready-made pictures: in 8 bits, 0 is black and 255 is white."""
+    hints: tuple[str, ...] = ()
+    """What the source holds, or seems to lack, that a person may have meant otherwise; sentences
+    for `data import` to print."""
 
 
 class Format(Protocol):

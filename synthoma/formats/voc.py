@@ -75,7 +75,7 @@ def read(source: Path, settings: VocSettings, tally: Tally, mapping: Mapping[str
         tally.drop("image without annotation", image_of[stem])
     split_of = read_lists(source / LISTS)
     sample = [source / name for name in image_of.values()]
-    pictures = PictureReader(settings, lambda: sample, tally)
+    pictures = PictureReader("voc", settings, lambda: sample, tally)
 
     def read_one(stem: str) -> list[Found]:
         note = inside(source, f"{ANNOTATIONS}/{stem}.xml")

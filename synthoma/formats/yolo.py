@@ -67,7 +67,7 @@ def read(
     for name in sorted(labels - set(label_of.values())):
         tally.drop("labels without image", name)
     splits = {name: split_of(name) for name in names}
-    pictures = PictureReader(settings, lambda: [source / name for name in names], tally)
+    pictures = PictureReader("yolo", settings, lambda: [source / name for name in names], tally)
 
     def read_one(name: str) -> list[Found]:
         image, origin = pictures.read(inside(source, name))
