@@ -317,6 +317,12 @@ def privacy(
     from synthoma.synthesis.privacy import Region, check_folder
 
     patients, drawn = Dataset.open(real), Dataset.open(synthetic)
+    if drawn.real_patients:
+        n = int((~drawn.index.synthetic).sum())
+        raise DataError(
+            f"{synthetic}: not a synthetic folder, {n} of its {len(drawn)} cases are of patients; "
+            "the order is REAL SYNTH"
+        )
     if region not in ("", "image", "boxes"):
         raise SettingsError(f"--region {region}; allowed: image, boxes")
     origin = drawn[0].origin

@@ -136,6 +136,15 @@ def test_curate_proposes_by_clusters_and_follows_the_table_that_a_person_changed
     assert "most: 2.0" in synthoma("config", "clusters")
     strict = (*words, "--clusters", tmp_path / "strict", "--real", brains.folder)
     few = ("--set", "clusters.look.side_px=32", "--set", "clusters.most=0.01")
+    wrong = (*strict, "--set", "clusters.look.side=32", "--out", tmp_path / "none")
+    said = synthoma(*wrong, expect=2)
+    assert (
+        "clusters.look.side: there is no setting 'side'; did you mean side_px? There are: ba"
+        in said
+    )
+    assert "neighbours" not in said  # those are of clusters, not of look
+    many = (*strict, "--set", "clusters.qqq=32", "--out", tmp_path / "none")
+    assert "there is no setting 'qqq'; there are: look, number" in synthoma(*many, expect=2)
     said = synthoma(*strict, *few, "--out", tmp_path / "none", expect=3)
     assert f"{tmp_path / 'strict' / 'clusters.csv'}: it keeps none of 12 images" in said
     assert "clusters.most" in said
@@ -196,3 +205,7 @@ def test_privacy_compares_what_was_painted_unless_told_otherwise(synthoma, brain
     assert "image, boxes" in wrong
     stranger = synthoma("privacy", pasted.folder, pasted.folder, expect=3)
     assert "no generator" in stranger
+    swapped = synthoma("privacy", pasted.folder, brains.folder, expect=3)
+    n = len(brains)
+    assert f"{brains.folder}: not a synthetic folder, {n} of its {n} cases are of" in swapped
+    assert "the order is REAL SYNTH" in swapped
