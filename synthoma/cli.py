@@ -32,6 +32,7 @@ from synthoma.options import (
 )
 
 if TYPE_CHECKING:
+    from synthoma.data.dataset import Dataset
     from synthoma.synthesis.mixture import Mixed
 
 app = typer.Typer(
@@ -229,6 +230,7 @@ def sample(
                 progress=lambda done, of: tell(done, of, ""),
             )
         say(f"{len(drawn)} volumes with drawn nodules in {out}")
+        say(left_out(drawn))
         return
     if nodules is not None:
         raise SettingsError("--nodules goes with one run of mcgan")
@@ -247,6 +249,17 @@ def sample(
             progress=lambda done, of: tell(done, of, ""),
         )
     say(f"{len(drawn)} synthetic images in {out}")
+    say(left_out(drawn))
+
+
+def left_out(drawn: "Dataset") -> str:
+    """What the copy check of a drawn set left out."""
+    found = drawn.about["copy_check"]
+    what = "nodules" if found["region"] == "nodules" else "images"
+    return (
+        f"{found['n_copies']} copies of training {what} left out; compared with "
+        f"{found['compared_with']}, a copy is nearer than {found['threshold']:g}"
+    )
 
 
 def draws_nodules(run: Path) -> bool:
@@ -290,14 +303,19 @@ def evaluate(
     """Judge a trained detector or classifier on a split, with intervals over patients."""
     from synthoma.data.dataset import Dataset
     from synthoma.engine.run import Run
-    from synthoma.engine.system import Classifier
+    from synthoma.engine.system import Classifier, Detector
     from synthoma.studies.classification import judge_classifier
     from synthoma.studies.detection import judge_run
     from synthoma.studies.detection3d import judge_scans
     from synthoma.zoo import load_entry
 
-    system = load_entry(Run.open(run).facts["name"]).system
-    classifies = isinstance(system, type) and issubclass(system, Classifier)
+    name = Run.open(run).facts["name"]
+    system = load_entry(name).system
+    if not (isinstance(system, type) and issubclass(system, (Classifier, Detector))):
+        raise SettingsError(
+            f"{run}: {name} is neither a detector nor a classifier, which evaluate judges"
+        )
+    classifies = issubclass(system, Classifier)
     volumes = Dataset.open(data).about["dimensions"] == 3
     judge = judge_classifier if classifies else judge_scans if volumes else judge_run
     for line in judge(run, data, split=split, seed=seed):

@@ -214,6 +214,7 @@ def curate(
     from synthoma.data.dataset import Dataset
     from synthoma.data.store import refuse_existing
     from synthoma.synthesis import curate as curation
+    from synthoma.synthesis.clusters import nothing_dropped
 
     if sum(rule is not None for rule in (clusters, detector, decisions)) != 1:
         raise SettingsError(
@@ -246,6 +247,11 @@ def curate(
         say(verdict.reason)
     kept = curation.curate(drawn, made, out)
     say(f"{len(kept)} of {len(drawn)} images kept in {out}")
+    if clusters is not None and nothing_dropped(made):
+        say(
+            "the rule (clusters.most) dropped nothing, which approves nothing: a person should "
+            f"look at {clusters / 'index.png'}"
+        )
 
 
 def by_clusters(
@@ -255,13 +261,24 @@ def by_clusters(
     device: str,
     settings: dict[str, dict[str, Any]],
 ) -> "Decisions":
-    """What a folder of clusters says of each image; it is made where a real folder is given."""
+    """What a folder of clusters says of each image; it is made where a real folder is given.
+
+    Raises:
+        DataError: It keeps no image, or cannot be read or made.
+    """
     from synthoma.data.dataset import Dataset
     from synthoma.settings import replaced as replaced_settings
-    from synthoma.synthesis.clusters import ClusterSettings, cluster, read_clusters
+    from synthoma.synthesis.clusters import (
+        ClusterSettings,
+        check_some_kept,
+        cluster,
+        read_clusters,
+    )
 
     if real is None:
-        return read_clusters(folder)
+        made = read_clusters(folder, drawn)
+        check_some_kept(made, folder)
+        return made
     if wrong := set(settings) - {"clusters"}:
         raise SettingsError(f"no settings {sorted(wrong)}; allowed: clusters.FIELD")
     own = replaced_settings(ClusterSettings(), settings.get("clusters", {}), "clusters")
@@ -276,6 +293,7 @@ def by_clusters(
         )
     say(f"look at {folder / 'index.png'}; change keep in {folder / 'clusters.csv'}, then")
     say(f"synthoma curate {drawn.folder} --clusters {folder} --out ANOTHER")
+    check_some_kept(made, folder)
     return made
 
 
@@ -299,6 +317,12 @@ def privacy(
     from synthoma.synthesis.privacy import Region, check_folder
 
     patients, drawn = Dataset.open(real), Dataset.open(synthetic)
+    if drawn.real_patients:
+        n = int((~drawn.index.synthetic).sum())
+        raise DataError(
+            f"{synthetic}: not a synthetic folder, {n} of its {len(drawn)} cases are of patients; "
+            "the order is REAL SYNTH"
+        )
     if region not in ("", "image", "boxes"):
         raise SettingsError(f"--region {region}; allowed: image, boxes")
     origin = drawn[0].origin

@@ -28,6 +28,7 @@ STEPS = (
     ("studies",),
     ("cli_data", "cli_sets", "cli_studies"),
     ("cli",),
+    ("__main__",),
 )
 STEP = {part: step for step, parts in enumerate(STEPS) for part in parts}
 #: A paper that builds on another.

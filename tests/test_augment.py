@@ -390,11 +390,13 @@ def test_a_detector_that_finds_nothing_admits_nothing():
 def test_the_record_of_curation_names_the_detector_and_whom_it_saw(finished, brains):
     out, _ = finished
     lines = (out / "judged" / "hybrid-draw0" / "decisions.csv").read_text().splitlines()
-    saw = lines[0].split(",")
-    assert saw[0] == "# the detector saw"
-    assert set(saw[1:]) <= set(brains.splits["train"])
+    assert lines[0].startswith("case_id,keep,")
+    said = "# the choice depends on patient "
+    saw = {line.rstrip(",").removeprefix(said) for line in lines if line.startswith(said)}
+    assert saw
+    assert saw <= set(brains.splits["train"])
     run = json.loads((out / "cells/real-classic-draw0-seed0/run.json").read_text())
-    assert f"detector {run['id']} at IoU 0.25" in lines[2]
+    assert f"detector {run['id']} at IoU 0.25" in lines[1]
 
 
 def test_a_report_of_the_same_cells_is_made_once(finished):

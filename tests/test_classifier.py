@@ -251,6 +251,29 @@ def test_weights_that_are_missing_changed_or_of_another_network_are_refused(two,
         SYSTEM(config).begin()
 
 
+@pytest.mark.parametrize("kind", ["text", "model", "numbers", "nested", "list", "cut", "renamed"])
+def test_a_file_that_is_not_weights_is_refused_in_our_own_words(tmp_path, kind):
+    """Torch advises weights_only=False, which runs whatever is in the file."""
+    donor, path = built().backbone, tmp_path / "weights.pth"
+    contents = {"model": donor, "numbers": {"0.weight": 1.0}, "list": [1, 2]}
+    if kind in contents:
+        torch.save(contents[kind], path)
+    else:
+        torch.save({"state_dict": donor.state_dict()}, path)
+    if kind == "text":
+        path.write_bytes(b"something else")
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    if kind == "renamed":
+        path = path.rename(tmp_path / "weights.safetensors")
+    with pytest.raises(DataError) as told:
+        backbones.read_weights(donor, path, backbones.digest_of(path))
+    assert str(told.value) == (
+        f"weights {path}: it holds no state dict of tensors; allowed: .safetensors, or a file "
+        "saved by torch.save(model.state_dict(), path)"
+    )
+
+
 def test_imagenet_weights_that_are_not_on_this_machine_are_not_fetched(two, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     config = ClassifierConfig(backbone="resnet50", weights="imagenet")

@@ -33,6 +33,13 @@ def brains(tmp_path_factory):
     return folder
 
 
+def test_python_runs_the_package_as_its_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "synthoma", "zoo"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == synthoma("zoo").stdout
+
+
 def test_help_names_every_verb():
     text = synthoma("--help").stdout
     for verb in ("demo", "data", "train", "sample", "evaluate", "augment", "zoo", "config"):
@@ -69,7 +76,7 @@ def test_prepare_brings_images_to_a_side_and_takes_settings(brains, tmp_path):
     wrong = synthoma(
         "data", "prepare", brains, "--set", "prepare.sid=1", "--out", tmp_path / "x", expect=2
     )
-    assert "prepare.sid" in wrong.stderr
+    assert "prepare.sid: there is no setting 'sid'" in wrong.stderr
     assert "side_px" in wrong.stderr
     assert not (tmp_path / "x").exists()
 
@@ -141,7 +148,7 @@ def test_what_is_wrong_is_said_in_one_line_with_the_right_exit_code(brains, tmp_
         (
             ("train", "cpggan", "--data", brains, "--out", out, "--set", "train.stepz=3"),
             2,
-            "train.stepz",
+            "train.stepz: there is no setting 'stepz'; did you mean steps? There are: steps, ",
         ),
         (
             ("train", "cpggan", "--data", brains, "--out", out, "--where", "label=glioma"),
@@ -225,8 +232,15 @@ def test_train_stop_resume_sample_and_evaluate(brains, tmp_path):
     assert list((run / "samples").glob("*.png"))
     assert (run / "log.jsonl").stat().st_size
 
-    synthoma("sample", run, "--n", 6, "--seed", 4, "--out", tmp_path / "synthetic")
-    assert len(Dataset.open(tmp_path / "synthetic")) == 6
+    said = synthoma("sample", run, "--n", 6, "--seed", 4, "--out", tmp_path / "synthetic").stdout
+    made = Dataset.open(tmp_path / "synthetic")
+    assert len(made) == 6
+    nearest = made.about["copy_check"]["threshold"]
+    assert said.splitlines()[-1] == (
+        f"0 copies of training images left out; compared with 21, a copy is nearer than {nearest:g}"
+    )
+    told = synthoma("evaluate", run, "--data", brains, expect=2).stderr
+    assert f"{run}: cpggan is neither a detector nor a classifier" in told
     text = synthoma("data", "show", tmp_path / "synthetic").stdout
     assert "6 cases (6 synthetic)" in text
 

@@ -12,6 +12,7 @@ from synthoma.phantoms.brain import BrainConfig
 from synthoma.phantoms.folder import write_brains
 from synthoma.synthesis.fit import fit
 from synthoma.synthesis.mixture import TrainingData
+from synthoma.synthesis.paste import paste as paste_lesions
 
 
 @pytest.fixture
@@ -40,9 +41,7 @@ def brains(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pasted(brains):
-    from synthoma.synthesis.paste import paste
-
-    return paste(brains.split("train"), brains.folder.parent / "pasted", n=12, seed=0)
+    return paste_lesions(brains.split("train"), brains.folder.parent / "pasted", n=12, seed=0)
 
 
 def test_paste_writes_a_synthetic_set_of_training_slices(synthoma, brains, tmp_path):
@@ -118,6 +117,8 @@ def test_curate_proposes_by_clusters_and_follows_the_table_that_a_person_changed
     )
     assert "12 of 12 images kept" in said
     assert f"change keep in {look / 'clusters.csv'}" in said
+    assert "dropped nothing, which approves nothing" in said
+    assert f"look at {look / 'index.png'}" in said.splitlines()[-1]
     rows = (look / "clusters.csv").read_text().splitlines()
     assert len(rows) == 3
     (look / "clusters.csv").write_text("\n".join([*rows[:2], rows[2].removesuffix("yes") + "no"]))
@@ -126,12 +127,32 @@ def test_curate_proposes_by_clusters_and_follows_the_table_that_a_person_changed
     said = synthoma(*words, *again, "--out", tmp_path / "some")
     n = int(rows[1].split(",")[1])
     assert f"{n} of 12 images kept" in said
+    assert "approves" not in said
     synthoma("curate", pasted.folder, "--decisions", table, "--out", tmp_path / "replayed")
     kept = [(tmp_path / name / "cases.jsonl").read_bytes() for name in ("some", "replayed")]
     assert kept[0] == kept[1]
     real = ("--clusters", look, "--real", brains.folder)
     assert "nothing is overwritten" in synthoma(*words, *real, "--out", tmp_path / "x", expect=2)
     assert "most: 2.0" in synthoma("config", "clusters")
+    strict = (*words, "--clusters", tmp_path / "strict", "--real", brains.folder)
+    few = ("--set", "clusters.look.side_px=32", "--set", "clusters.most=0.01")
+    wrong = (*strict, "--set", "clusters.look.side=32", "--out", tmp_path / "none")
+    said = synthoma(*wrong, expect=2)
+    assert (
+        "clusters.look.side: there is no setting 'side'; did you mean side_px? There are: ba"
+        in said
+    )
+    assert "neighbours" not in said  # those are of clusters, not of look
+    many = (*strict, "--set", "clusters.qqq=32", "--out", tmp_path / "none")
+    assert "there is no setting 'qqq'; there are: look, number" in synthoma(*many, expect=2)
+    said = synthoma(*strict, *few, "--out", tmp_path / "none", expect=3)
+    assert f"{tmp_path / 'strict' / 'clusters.csv'}: it keeps none of 12 images" in said
+    assert "clusters.most" in said
+    assert (tmp_path / "strict" / "index.png").is_file()
+    assert not (tmp_path / "none").exists()
+    another = paste_lesions(brains.split("train"), tmp_path / "another", n=4, seed=1)
+    said = synthoma("curate", another.folder, "--clusters", look, "--out", tmp_path / "x", expect=3)
+    assert f"{look}: made of another set than {another.folder}" in said
 
 
 def test_curate_refuses_what_exists_before_anything_slow(synthoma, brains, pasted, tmp_path):
@@ -184,3 +205,7 @@ def test_privacy_compares_what_was_painted_unless_told_otherwise(synthoma, brain
     assert "image, boxes" in wrong
     stranger = synthoma("privacy", pasted.folder, pasted.folder, expect=3)
     assert "no generator" in stranger
+    swapped = synthoma("privacy", pasted.folder, brains.folder, expect=3)
+    n = len(brains)
+    assert f"{brains.folder}: not a synthetic folder, {n} of its {n} cases are of" in swapped
+    assert "the order is REAL SYNTH" in swapped

@@ -4,6 +4,7 @@ import csv
 import json
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,14 +21,22 @@ from synthoma.phantoms.folder import write_brains
 from synthoma.synthesis import clusters as clustering
 from synthoma.synthesis.clusters import (
     ClusterSettings,
+    check_some_kept,
     cluster,
     distances,
     divide,
     farthest_first,
+    nothing_dropped,
     number_for,
     read_clusters,
 )
-from synthoma.synthesis.curate import curate, read_decisions, write_decisions
+from synthoma.synthesis.curate import (
+    Decision,
+    Decisions,
+    curate,
+    read_decisions,
+    write_decisions,
+)
 from synthoma.synthesis.draw import all_to_train
 from synthoma.synthesis.vectors import (
     Look,
@@ -150,13 +159,13 @@ def test_what_a_person_changes_in_the_table_holds_and_is_recorded(look, planted,
     copy.mkdir()
     for name in ("clusters.csv", "images.csv", "clusters.json"):
         (copy / name).write_bytes((folder / name).read_bytes())
-    assert read_clusters(copy) == made
+    assert read_clusters(copy, planted) == made
     first, *_ = table(copy / "clusters.csv")
     assert first["keep"] == "no"
     text = (copy / "clusters.csv").read_text()
     line = next(line for line in text.splitlines() if line.startswith("0,"))
     (copy / "clusters.csv").write_text(text.replace(line, line.removesuffix("no") + "Yes"))
-    changed = read_clusters(copy)
+    changed = read_clusters(copy, planted)
     back = {row.case_id for row in changed.rows if row.rule == "person"}
     assert len(back) == int(first["images"])
     assert all(changed.keep[name] and not made.keep[name] for name in back)
@@ -183,19 +192,75 @@ def test_who_decided_is_who_the_images_have_seen(look, brains, planted, tmp_path
         ("clusters.csv", ",no\n", ",perhaps\n", "row 2: keep is 'perhaps'; allowed: yes, no"),
         ("clusters.csv", "cluster,", "number,", "column 'cluster' must be there once"),
         ("clusters.csv", "\n1,", "\n0,", "row 3: cluster 0 is there twice"),
-        ("clusters.csv", "\n1,", "\n77,", "cluster '1' is not in clusters.csv"),
+        ("clusters.csv", "\n1,", "\nx,", r"clusters\.csv: row 3: cluster is 'x'; allowed: a whole"),
+        ("clusters.csv", "\n1,", "\n0.5,", "row 3: cluster is '0.5'; allowed: a whole number"),
+        ("clusters.csv", "\n1,", "\n-1,", "row 3: cluster is '-1'; allowed: a whole number"),
+        ("images.csv", "\ns001,", "\ns000,", r"images\.csv: row 3: case_id 's000' is there twice"),
         ("images.csv", "case_id,", "case,", "column 'case_id' must be there once"),
-        ("clusters.json", '"saw"', '"seen"', "saw or settings.most is damaged"),
+        ("clusters.json", '"saw"', '"seen"', "saw, digest or settings.most is damaged"),
     ],
 )
-def test_a_damaged_folder_is_refused_by_file_and_row(look, tmp_path, name, old, new, message):
+def test_a_damaged_folder_is_refused_by_file_and_row(
+    look, planted, tmp_path, name, old, new, message
+):
     for own in ("clusters.csv", "images.csv", "clusters.json"):
         text = (look[0] / own).read_text()
         (tmp_path / own).write_text(text.replace(old, new, 1) if own == name else text)
     with pytest.raises(DataError, match=message):
-        read_clusters(tmp_path)
+        read_clusters(tmp_path, planted)
     with pytest.raises(DataError, match="not a folder of clusters"):
-        read_clusters(tmp_path / "nowhere")
+        read_clusters(tmp_path / "nowhere", planted)
+
+
+def test_a_table_without_a_cluster_of_the_images_is_what_is_blamed(look, planted, tmp_path):
+    folder, made = look
+    for name in ("clusters.csv", "images.csv", "clusters.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    head, *rows = (folder / "clusters.csv").read_text().splitlines()
+    n = [row.split(",")[1] for row in rows]
+
+    def told(lines):
+        (tmp_path / "clusters.csv").write_text("\n".join([head, *lines]))
+        with pytest.raises(DataError) as error:
+            read_clusters(tmp_path, planted)
+        return str(error.value)
+
+    beginning = f"{tmp_path / 'clusters.csv'}: no row is of cluster "
+    said = told([rows[0], *rows[2:]])
+    assert said.startswith(f"{beginning}1, in which images.csv has {n[1]} images; allowed: ")
+    said = told([rows[0], "77" + rows[1].removeprefix("1"), *rows[2:]])
+    assert f"{n[1]} images; row 3 is of cluster 77, in which images.csv has no image; " in said
+    said = told(rows[:3])  # six rows are gone
+    assert said.startswith(f"{beginning}3, ")
+    assert "; and 3 more; " in said
+    spreadsheet = [f"{k}.0{row.removeprefix(str(k))}" for k, row in enumerate(rows)]
+    (tmp_path / "clusters.csv").write_text("\n".join([head, *spreadsheet]))
+    assert read_clusters(tmp_path, planted) == made
+
+
+def test_clusters_of_another_set_are_said_to_be_that(look, planted, tmp_path):
+    other = write_drawn(tmp_path / "other", np.zeros((3, 1, 64, 64), np.uint8))
+    with pytest.raises(DataError) as told:
+        read_clusters(look[0], other)
+    said = str(told.value)
+    assert said.startswith(f"{look[0]}: made of another set than {other.folder}: ")
+    digests = [dataset.about["digest"][:12] for dataset in (planted, other)]
+    assert f"{digests[0]} and images such as s000, not {digests[1]} and s000;" in said
+
+
+def test_a_choice_of_nothing_says_what_to_change_and_a_choice_of_all_is_no_approval():
+    def decided(*keep, rule="clusters at distance 2"):
+        return Decisions(tuple(Decision(f"s{i}", k, rule) for i, k in enumerate(keep)))
+
+    with pytest.raises(DataError) as told:
+        check_some_kept(decided(False, False), Path("look"))
+    said = str(told.value)
+    for word in ("look/clusters.csv: ", "none of 2 images", "larger clusters.most", "index.png"):
+        assert word in said
+    check_some_kept(decided(False, True), Path("look"))
+    assert nothing_dropped(decided(True, True))
+    assert not nothing_dropped(decided(True, False))
+    assert not nothing_dropped(decided(True, True, rule="person"))
 
 
 # --- what is measured --------------------------------------------------------------------------
@@ -415,4 +480,4 @@ def test_more_real_images_than_fit_are_drawn_from(brains, planted, tmp_path, mon
         extract=thumbnails,
     )
     assert other.rows
-    assert replace(other, saw=()) != read_clusters(tmp_path / "one")
+    assert replace(other, saw=()) != read_clusters(tmp_path / "one", planted)

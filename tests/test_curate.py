@@ -1,5 +1,6 @@
 """Curation: what is kept is what the detector finds, recorded and replayable, and no leak."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -158,6 +159,36 @@ def test_the_decisions_replayed_from_their_file_give_the_same_bytes(tmp_path):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     with pytest.raises(SettingsError, match="nothing is overwritten"):
         write_decisions(made, tmp_path / "made.csv")
+
+
+def test_a_table_of_decisions_begins_with_its_header_and_ends_with_whom_the_choice_saw(tmp_path):
+    """Spreadsheets take the first row for the header, and other readers want rows of one length."""
+    names = ("p2", "p1, the first", " p 3", 'the "fourth"')
+    made = Decisions(
+        tuple(Decision(f"s{i}", bool(i), "clusters at distance 2") for i in (0, 1)), names
+    )
+    path = tmp_path / "made.csv"
+    write_decisions(made, path)
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["case_id", "keep", "rule", "score", "iou"]
+    assert {len(row) for row in rows} == {5}
+    assert [row[0] for row in rows[1:3]] == ["s0", "s1"]
+    assert [row[0] for row in rows[3:]] == [f"# the choice depends on patient {n}" for n in names]
+    assert "detector" not in path.read_text()
+    with path.open("w", newline="") as file:  # sorted by a person, and padded by a spreadsheet
+        csv.writer(file).writerows([[*row, ""] for row in [rows[0], *rows[:0:-1]]])
+    again = read_decisions(path)
+    assert again.keep == made.keep
+    assert set(again.saw) == set(names)
+
+
+def test_whom_the_choice_saw_is_read_of_older_files_too(tmp_path):
+    path = tmp_path / "old.csv"
+    path.write_text('# the detector saw,p2,"p1, the first"\ncase_id,keep,rule\ns0,yes,detector a\n')
+    assert read_decisions(path) == Decisions(
+        (Decision("s0", True, "detector a"),), ("p2", "p1, the first")
+    )
 
 
 def test_a_person_may_overrule_the_detector(tmp_path):

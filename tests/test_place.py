@@ -237,6 +237,7 @@ def test_the_command_line_draws_nodules_into_scans(scans, run, tmp_path, monkeyp
         main()
     assert left.value.code == 0
     assert len(Dataset.open(tmp_path / "d")) == 2
+    assert "\n0 copies of training nodules left out; " in capsys.readouterr().out
 
 
 def test_the_command_line_wants_scans_for_nodules(run, tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from synthoma.cli import left_out
 from synthoma.data.case import Case, Image, Synthetic
 from synthoma.data.dataset import Dataset
 from synthoma.data.prepare import Prepare, prepare
@@ -287,8 +288,10 @@ def test_a_draw_leaves_out_copies_and_says_so(tmp_path, monkeypatch):
     stolen = [case.case_id for case in clean if int(case.case_id[-6:]) % 16 == 3]
     assert len(clean) == 40
     assert clean.about["copy_check"]["n_copies"] == 0
+    assert left_out(clean).startswith("0 copies of training images left out; ")
     for dataset in drawn:
         assert len(dataset) == 37
+        assert left_out(dataset).startswith("3 copies of training images left out; ")
         assert not {case.case_id for case in dataset} & set(stolen)
         assert dataset.about["dropped"]["a copy of a training image"]["n"] == 3
         facts = dataset.about["copy_check"]

@@ -267,7 +267,8 @@ def written(work, keep):
             )
     looked = work.out / "clusters" / "pggan-draw0"
     looked.mkdir(parents=True)
-    write_json(looked / "clusters.json", {"saw": saw, "settings": {"most": 2}})
+    digest = Dataset.open(work.even("pggan", 0)).about["digest"]
+    write_json(looked / "clusters.json", {"saw": saw, "settings": {"most": 2}, "digest": digest})
     for name, header, lines in (
         ("clusters.csv", "cluster proposed keep", [(0, "no", keep[0]), (1, "yes", keep[1])]),
         ("images.csv", "case_id cluster", [(f"d/{i}", int(i % 4 >= 2)) for i in range(80)]),

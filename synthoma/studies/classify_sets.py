@@ -124,7 +124,7 @@ def curate_set(work: "ClassifyWork", name: str, d: int) -> bool:
     looked = work.out / "clusters" / f"{slug(whole)}-draw{d}"
     looked.parent.mkdir(exist_ok=True)
     if looked.exists():
-        decisions = read_clusters(looked)
+        decisions = read_clusters(looked, drawn)
     else:
         with progress(f"look at {whole}") as tell:
             decisions = cluster(

@@ -16,7 +16,9 @@ as real images are from those of other patients (`vectors.py`).
 """
 
 import csv
+import re
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +175,7 @@ def cluster(
         }
         write_json(folder / "clusters.json", facts)
         draw_sheets(folder, dataset, found, label, off_centre, settings.shown)
-    return read_clusters(out)
+    return read_clusters(out, dataset)
 
 
 def divide(
@@ -255,11 +257,15 @@ def write_images(
             table.writerow([dataset.index.read(row)["case_id"], own, f"{far:.4f}"])
 
 
-def read_clusters(folder: Path) -> Decisions:
+def read_clusters(folder: Path, dataset: Dataset) -> Decisions:
     """The decision on each image of a folder of clusters, as its table says now.
 
+    Args:
+        dataset: The synthetic set that is to be chosen from.
+
     Raises:
-        DataError: It is no such folder, or a table is damaged; the message names the row.
+        DataError: It is no such folder, it is of another set, or a table is damaged; the message
+            names the row.
     """
     if not (folder / "clusters.json").is_file():
         raise DataError(
@@ -268,24 +274,77 @@ def read_clusters(folder: Path) -> Decisions:
     facts: dict[str, Any] = read_json(folder / "clusters.json")
     try:
         saw, most = tuple(map(str, facts["saw"])), float(facts["settings"]["most"])
+        digest = str(facts["digest"])
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{folder / 'clusters.json'}: saw or settings.most is damaged") from None
-    keep: dict[str, bool] = {}
-    rule: dict[str, str] = {}
-    for where, cells in read_table(folder / "clusters.csv", ("cluster", "proposed", "keep")):
-        number = cells["cluster"]
+        raise DataError(
+            f"{folder / 'clusters.json'}: saw, digest or settings.most is damaged"
+        ) from None
+    path = folder / "clusters.csv"
+    keep: dict[int, bool] = {}
+    rule: dict[int, str] = {}
+    places: dict[int, str] = {}
+    for where, cells in read_table(path, ("cluster", "proposed", "keep")):
+        number = read_number(where, cells["cluster"])
         if number in keep:
             raise DataError(f"{where}: cluster {number} is there twice")
         keep[number] = read_answer(where, cells, "keep")
         changed = keep[number] != read_answer(where, cells, "proposed")
         rule[number] = "person" if changed else f"clusters at distance {most:g}"
-    rows = []
+        places[number] = where.removeprefix(f"{path}: ")
+    of: dict[str, int] = {}
     for where, cells in read_table(folder / "images.csv", ("case_id", "cluster")):
-        number = cells["cluster"]
-        if number not in keep:
-            raise DataError(f"{where}: cluster {number[:20]!r} is not in clusters.csv")
-        rows.append(Decision(cells["case_id"], keep[number], rule[number]))
-    return Decisions(tuple(rows), saw)
+        if cells["case_id"] in of:
+            raise DataError(f"{where}: case_id {cells['case_id']!r} is there twice")
+        of[cells["case_id"]] = read_number(where, cells["cluster"])
+    if digest != dataset.about["digest"]:
+        raise DataError(
+            f"{folder}: made of another set than {dataset.folder}: of one with the digest "
+            f"{digest[:12]} and images such as {next(iter(of), 'none')}, not "
+            f"{dataset.about['digest'][:12]} and {dataset[0].case_id}; give the set that it was "
+            "made of, or --real DATASET and a new folder"
+        )
+    images = Counter(of.values())
+    lost, empty = sorted(images.keys() - keep), [k for k in keep if k not in images]
+    wrong = [f"no row is of cluster {k}, in which images.csv has {images[k]} images" for k in lost]
+    wrong += [f"{places[k]} is of cluster {k}, in which images.csv has no image" for k in empty]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise DataError(
+            f"{path}: {'; '.join(wrong[:3])}{more}; allowed: one row for each cluster of images.csv"
+        )
+    rows = tuple(Decision(name, keep[number], rule[number]) for name, number in of.items())
+    return Decisions(rows, saw)
+
+
+def read_number(where: str, text: str) -> int:
+    """The number of a cluster; spreadsheets write 3.0 for 3."""
+    match = re.fullmatch(r"(\d+)(?:\.0*)?", text, re.ASCII)
+    if match is None:
+        raise DataError(f"{where}: cluster is {text[:20]!r}; allowed: a whole number from 0")
+    return int(match[1])
+
+
+def check_some_kept(decisions: Decisions, folder: Path) -> None:
+    """Refuse decisions that keep nothing, as is usual of generators that were trained for little.
+
+    Args:
+        folder: The clusters of which they are.
+
+    Raises:
+        DataError: It says what to change.
+    """
+    if not any(row.keep for row in decisions.rows):
+        raise DataError(
+            f"{folder / 'clusters.csv'}: it keeps none of {len(decisions.rows)} images, so nothing "
+            f"was written. Look at {folder / 'index.png'} and say yes in its column keep where "
+            "images are good; or make another folder with a larger clusters.most, the distance "
+            "beyond which clusters are dropped; or train the generator longer"
+        )
+
+
+def nothing_dropped(decisions: Decisions) -> bool:
+    """Whether everything is kept and no person has had a say: the rule alone is no approval."""
+    return all(row.keep and row.rule != "person" for row in decisions.rows)
 
 
 def draw_sheets(

@@ -36,8 +36,10 @@ IOU = 0.25
 #: The rule of images in which nothing was ordered; they are kept, and no rate counts them.
 NOTHING = "nothing ordered"
 COLUMNS = ("case_id", "keep", "rule", "score", "iou")
-#: Begins the row of a decisions file that names the patients whom the detector saw.
-SAW = "# the detector saw"
+#: Begins the last rows of a decisions file, one for each patient on whom the choice depends.
+SAW = "# the choice depends on patient "
+#: Begins the first row of older files, which has all of them.
+SAW_BEFORE = "# the detector saw"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Decisions:
 
     rows: tuple[Decision, ...]
     saw: tuple[str, ...] = ()
-    """The patients on whom the decisions depend: those that the detector was trained on."""
+    """The patients on whom the decisions depend: those that the detector was trained on, or whose
+    images the clusters were compared with."""
 
     @property
     def keep(self) -> dict[str, bool]:
@@ -208,8 +211,8 @@ def gate(synthetic: Decisions, real: Decisions, *, least: float = 0.5) -> Verdic
 def curate(dataset: Dataset, decisions: Decisions, out: Path) -> Dataset:
     """Write the folder `out` of the images that are kept; it shares the image files of `dataset`.
 
-    The same decisions give the same bytes. The patients whom the detector saw count as seen by
-    the generators of these images, so that a leak through the choice is refused too.
+    The same decisions give the same bytes. The patients on whom the choice depends count as seen
+    by the generators of these images, so that a leak through the choice is refused too.
 
     Raises:
         DataError: An image has no decision, a decision no image, images are real, or none is kept.
@@ -246,18 +249,19 @@ def curate(dataset: Dataset, decisions: Decisions, out: Path) -> Dataset:
 def write_decisions(decisions: Decisions, path: Path) -> None:
     """Write decisions as a CSV, for a person to change; nothing is overwritten.
 
-    The first row names the patients whom the detector saw.
+    The last rows name the patients on whom the choice depends: what is mixed in later must not let
+    it leak.
     """
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        if decisions.saw:
-            table.writerow([SAW, *decisions.saw])
         table.writerow(COLUMNS)
         for row in decisions.rows:
             numbers = ("" if value is None else value for value in (row.score, row.iou))
             table.writerow([row.case_id, yes(row.keep), row.rule, *numbers])
+        for name in decisions.saw:
+            table.writerow([SAW + name, *[""] * (len(COLUMNS) - 1)])
 
 
 def read_decisions(path: Path) -> Decisions:
@@ -280,20 +284,21 @@ def read_decisions(path: Path) -> Decisions:
 
 
 def read_saw(path: Path) -> tuple[str, ...]:
-    """The patients whom a readable decisions file names."""
+    """The patients whom a readable decisions file names, wherever a person has sorted them to."""
+    saw: list[str] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
         for cells in csv.reader(file):
-            if cells and cells[0] == SAW:
-                return tuple(name for name in cells[1:] if name)
-            if any(cells):
-                break
-    return ()
+            if cells and cells[0].startswith(SAW):
+                saw.append(cells[0].removeprefix(SAW))
+            elif cells and cells[0] == SAW_BEFORE:
+                saw.extend(name for name in cells[1:] if name)
+    return tuple(saw)
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a table that a person may have changed, by column, and what to call each.
 
-    Blank rows, and any above the header that begin with "#", are passed over.
+    Blank rows, any above the header that begin with "#", and those of `SAW` are passed over.
 
     Raises:
         DataError: The file is missing or damaged, or one of the columns is; it names the row.
@@ -304,7 +309,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict
             table = csv.reader(file, strict=True)
             for cells in table:
                 where = f"{path}: row {table.line_num}"
-                if not any(cells) or (not header and cells[0].startswith("#")):
+                if not any(cells) or cells[0].startswith(("#",) if not header else (SAW,)):
                     continue
                 if not header:
                     header = read_header(path, cells, columns)

@@ -180,8 +180,14 @@ def read_weights(network: nn.Module, path: Path, sha256: str) -> None:
             else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         )
         named = {modern(name): tensor for name, tensor in weights.items()}
-    except Exception as error:  # pickle, zip, torch and safetensors each have their own
-        raise DataError(f"weights {path}: not a state dict ({error!r})") from None
+        tensors = any(isinstance(tensor, Tensor) for tensor in named.values())
+    except Exception:  # pickle, zip, torch and safetensors each have their own
+        tensors = False  # and torch's text is not relayed: it advises to run what pickles say
+    if not tensors:
+        raise DataError(
+            f"weights {path}: it holds no state dict of tensors; allowed: .safetensors, or a file "
+            "saved by torch.save(model.state_dict(), path)"
+        )
     put(network, named, str(path))
 
 
