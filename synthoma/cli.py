@@ -81,14 +81,21 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    """From few annotated medical images to synthetic pathology, and a proof of its worth."""
-    if version:
+def tell_version(asked: bool) -> None:
+    """Print the version, and no more."""
+    if asked:
         say(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=tell_version),
+    ] = False,
+) -> None:
+    """From few annotated medical images to synthetic pathology, and a proof of its worth."""
 
 
 @app.command()

@@ -9,6 +9,7 @@ import time
 import pytest
 import yaml
 
+from synthoma import __version__
 from synthoma.data.dataset import Dataset
 from synthoma.zoo import SYSTEMS
 
@@ -128,6 +129,10 @@ def test_zoo_lists_every_system_with_its_presets():
     presets = [line.split(": ")[1] for line in text.splitlines() if "presets: " in line]
     assert len(presets) == len(SYSTEMS)
     assert all({"paper", "small", "smoke"} <= set(line.split(", ")) for line in presets)
+
+
+def test_the_version_needs_no_verb():
+    assert synthoma("--version").stdout.strip() == __version__
 
 
 def test_doctor_tells_versions_and_devices():
