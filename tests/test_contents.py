@@ -107,7 +107,7 @@ def test_a_damaged_file_of_images_is_named(tmp_path: Path) -> None:
         describe(dataset)
 
 
-def test_a_hundred_thousand_cases_are_told_of_in_a_second_without_reading_any(
+def test_a_hundred_thousand_cases_are_told_of_without_reading_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n = 100_000
