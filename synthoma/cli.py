@@ -81,11 +81,12 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def tell_version(asked: bool) -> None:
-    """Print the version, and no more."""
+def tell_version(asked: bool) -> bool:
+    """Print the version, and no more, where that was asked."""
     if asked:
         say(__version__)
         raise typer.Exit
+    return asked
 
 
 @app.callback()

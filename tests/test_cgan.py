@@ -142,9 +142,7 @@ def test_labels_that_are_missing_or_wrong_are_refused(given, said):
 
 
 def test_a_side_that_the_convolutional_nets_do_not_have_is_refused():
-    with pytest.raises(
-        SettingsError, match=r"^system: side_px 28 .* allowed: 16, 32, 64, 128"
-    ):
+    with pytest.raises(SettingsError, match=r"^system: side_px 28 .* allowed: 16, 32, 64, 128"):
         replaced(CONVOLUTIONAL, {"side_px": 28}, "system")
 
 

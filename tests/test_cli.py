@@ -191,6 +191,8 @@ def test_who_interrupts_is_told_how_to_go_on(tmp_path, number):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        # a shell's background jobs ignore Ctrl-C, and so would what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     while started.poll() is None and not list(tmp_path.iterdir()):  # until it draws
         time.sleep(0.05)
