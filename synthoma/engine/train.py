@@ -244,40 +244,39 @@ def play(
     settings = game.settings
     began, shown, seen = time.monotonic(), 0.0, 0
     outcome = Outcome(game.step, "finished", game.best_step, game.best_value)
-    writer = tensorboard(run, game.step)
     # beside a GPU the next batch is made ahead; on a CPU it would only take cores from the step
     # (measured on two: 89 ms a CPGGAN step at 64 px without, 120 with)
     ahead = getattr(serve, "prefetch", None) if game.device.type != "cpu" else None
-    while game.step < settings.steps and not game.patience_ended:
-        terms, images = game.make_step(serve)
-        step, seen, last = game.step, seen + images, game.step == settings.steps
-        if ahead is not None and not last:
-            ahead(game.system.request(step + 1), step + 1, 0)
-        now = time.monotonic()
-        if watch.progress is not None and (now - shown >= SHOWN_EVERY_SECONDS or last):
-            watch.progress(step, settings.steps, seen / (now - began), terms)
-            shown = now
-        if run is not None and (step % settings.log_every == 0 or last):
-            run.log({"step": step, "seconds": round(now - began, 1)} | terms)
-            for name, value in terms.items():
-                writer.add_scalar(name, value, step)
-        if due(step, settings.validate_every, last) and watch.validate is not None:
-            judged = validate(game, run, watch.validate)
-            outcome.validations.append({"step": step, **judged})
-        if due(step, settings.sample_every, last) and watch.picture is not None:
-            with game.averaged() as system:
-                watch.picture(system, step)
-        last = last or game.patience_ended
-        if stopped() and not last:
-            outcome.stopped = "signal"
-        elif minutes is not None and now - began >= 60 * minutes and not last:
-            outcome.stopped = "minutes"
-        ending = outcome.stopped != "finished"
-        if run is not None and (step % settings.checkpoint_every == 0 or last or ending):
-            run.save_step(step, game.state(), keep=settings.keep_checkpoints)
-        if ending:
-            break
-    writer.close()
+    with contextlib.closing(tensorboard(run, game.step)) as writer:
+        while game.step < settings.steps and not game.patience_ended:
+            terms, images = game.make_step(serve)
+            step, seen, last = game.step, seen + images, game.step == settings.steps
+            if ahead is not None and not last:
+                ahead(game.system.request(step + 1), step + 1, 0)
+            now = time.monotonic()
+            if watch.progress is not None and (now - shown >= SHOWN_EVERY_SECONDS or last):
+                watch.progress(step, settings.steps, seen / (now - began), terms)
+                shown = now
+            if run is not None and (step % settings.log_every == 0 or last):
+                run.log({"step": step, "seconds": round(now - began, 1)} | terms)
+                for name, value in terms.items():
+                    writer.add_scalar(name, value, step)
+            if due(step, settings.validate_every, last) and watch.validate is not None:
+                judged = validate(game, run, watch.validate)
+                outcome.validations.append({"step": step, **judged})
+            if due(step, settings.sample_every, last) and watch.picture is not None:
+                with game.averaged() as system:
+                    watch.picture(system, step)
+            last = last or game.patience_ended
+            if stopped() and not last:
+                outcome.stopped = "signal"
+            elif minutes is not None and now - began >= 60 * minutes and not last:
+                outcome.stopped = "minutes"
+            ending = outcome.stopped != "finished"
+            if run is not None and (step % settings.checkpoint_every == 0 or last or ending):
+                run.save_step(step, game.state(), keep=settings.keep_checkpoints)
+            if ending:
+                break
     if outcome.stopped == "finished" and game.step < settings.steps:
         outcome.stopped = "patience"
     outcome.step, outcome.seconds = game.step, time.monotonic() - began
